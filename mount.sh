@@ -1,0 +1,120 @@
+#!/usr/bin/env bash
+# Builds snapdisk, installs it with what it needs, and mounts a store.
+set -euo pipefail
+
+usage() {
+    cat <<'END'
+usage: mount.sh MNT [STORE]              build, install, make STORE if there is none, mount it at MNT
+       mount.sh --umount MNT             end it cleanly
+       mount.sh --install-only [PKG...]  install what building needs and further Debian packages,
+                                         print the directory of the cargo to use
+
+STORE is /var/lib/snapdisk for root, $XDG_DATA_HOME/snapdisk (~/.local/share/snapdisk) for others.
+The command goes to /usr/local/bin for root, to ~/.local/bin for others. Run again, it does no harm.
+END
+}
+
+here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
+uid=$(id -u)
+HOME=${HOME:-$(getent passwd "$uid" | cut -d: -f6)}
+if [ "$uid" = 0 ]; then
+    bin_dir=/usr/local/bin default_store=/var/lib/snapdisk options=(-o allow_other) as_root=()
+else
+    bin_dir=$HOME/.local/bin default_store=${XDG_DATA_HOME:-$HOME/.local/share}/snapdisk
+    options=() as_root=(sudo)
+fi
+say() { printf 'mount.sh: %s\n' "$*" >&2; }
+die() { say "$@"; exit 1; }
+usage_error() { usage >&2; exit 2; }
+
+# Installs those of the packages that are missing.
+install_packages() {
+    local package missing=()
+    for package in "$@"; do
+        [[ $(dpkg-query -W -f '${Status}' "$package" 2>/dev/null) == *" installed" ]] || missing+=("$package")
+    done
+    [ ${#missing[@]} -gt 0 ] || return 0
+    command -v apt-get >/dev/null ||
+        die "please install these packages, or what your system calls them: ${missing[*]}"
+    [ "$uid" = 0 ] || command -v sudo >/dev/null ||
+        die "not root and no sudo; as root: apt-get update && apt-get install -y ${missing[*]}"
+    say "installing ${missing[*]}"
+    "${as_root[@]}" apt-get update -q >&2 || say "apt-get update failed, going on with the lists there are"
+    "${as_root[@]}" env DEBIAN_FRONTEND=noninteractive apt-get install -yq --no-install-recommends \
+        "${missing[@]}" >&2 || die "could not install ${missing[*]}"
+}
+
+# Whether the cargo and rustc found first are as new as Cargo.toml asks.
+rust_is_new_enough() {
+    local wanted found
+    wanted=$(sed -n 's/^rust-version *= *"\(.*\)"/\1/p' "$here/Cargo.toml")
+    (cd "$here" && cargo --version) >/dev/null 2>&1 || return 1
+    found=$(cd "$here" && rustc --version 2>/dev/null | cut -d' ' -f2) || return 1
+    printf '%s\n%s\n' "$wanted" "${found%%-*}" | sort -VC
+}
+
+install_build_needs() {
+    local dir needs=(fuse3 ca-certificates)
+    command -v cc >/dev/null || needs+=(gcc libc6-dev)
+    install_packages "${needs[@]}" "$@"
+    for dir in "" "$HOME/.cargo/bin:" "/usr/bin:"; do
+        PATH=$dir$PATH
+        if rust_is_new_enough; then return; fi
+    done
+    install_packages rustc-web cargo-web # PATH begins with /usr/bin now
+    hash -r
+    rust_is_new_enough || die "no Rust of the version that Cargo.toml asks for: see https://rustup.rs"
+}
+
+# The type and source of what is mounted at $1, empty if nothing is. From
+# mountinfo, since a path below a mount whose daemon died cannot be looked at.
+mounted_at() {
+    at=$(sed 's/\\/\\134/g; s/ /\\040/g; s/\t/\\011/g' <<<"$1") awk '$5 == ENVIRON["at"] { for (i = 7; $i != "-"; i++); found = $(i + 1) " " $(i + 2) }
+        END { print found }' /proc/self/mountinfo
+}
+
+absolute() { # also where the last part cannot be looked at
+    realpath -m -- "$1" 2>/dev/null || echo "$(realpath -m -- "$(dirname -- "$1")")/$(basename -- "$1")"
+}
+
+case ${1:-} in
+    --help | -h) usage; exit ;;
+    --install-only) install_build_needs "${@:2}"; dirname "$(command -v cargo)"; exit ;;
+    --umount)
+        [ $# = 2 ] || usage_error
+        mnt=$(absolute "$2")
+        read -r type _ <<<"$(mounted_at "$mnt")"
+        [ -n "$type" ] || { say "nothing is mounted at $mnt"; exit 0; }
+        [ "$type" = fuse.snapdisk ] || die "$mnt has a filesystem of type $type, which is left alone"
+        PATH=$PATH:$bin_dir exec snapdisk umount "$mnt" ;;
+    "" | -*) usage_error ;;
+esac
+[ $# -le 2 ] || usage_error
+mnt=$(absolute "$1") store=$(absolute "${2:-$default_store}")
+read -r type source <<<"$(mounted_at "$mnt")"
+source=$(printf '%b' "$source")
+case $type in
+    "") ;;
+    fuse.snapdisk)
+        [ $# = 1 ] || [ "$source" = "$store" ] ||
+            die "$mnt has another store, $source, mounted; to end that: $0 --umount $mnt"
+        store=$source
+        if stat -- "$mnt" >/dev/null 2>&1; then say "$store is mounted at $mnt already"; exit 0; fi
+        say "the daemon that served $mnt is gone: mounting $store again" ;;
+    *) die "$mnt has a filesystem of type $type ($source) mounted: choose another directory" ;;
+esac
+
+install_build_needs
+[ -w /dev/fuse ] || die "no /dev/fuse, or not for this user: is the fuse module loaded (modprobe fuse)?"
+cd "$here" # where a relative CARGO_TARGET_DIR counts from
+cargo build --release --locked
+built=${CARGO_TARGET_DIR:-target}/release/snapdisk
+cmp -s "$built" "$bin_dir/snapdisk" || install -D -m 755 "$built" "$bin_dir/snapdisk"
+[[ ":$PATH:" == *":$bin_dir:"* ]] || say "note: $bin_dir is not on your PATH"
+[ -n "$type" ] || mkdir -p -- "$mnt"
+if [ -z "$(ls -A -- "$store" 2>/dev/null)" ]; then
+    mkdir -p -- "$(dirname -- "$store")"
+    "$bin_dir/snapdisk" init "$store"
+fi
+"$bin_dir/snapdisk" mount "${options[@]}" "$store" "$mnt"
+say "$store is mounted at $mnt"

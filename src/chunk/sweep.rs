@@ -1,0 +1,397 @@
+//! Taking back the space of chunks that nothing refers to.
+//!
+//! The story that the rules below are against: a sealer looks a chunk up,
+//! finds it in pack P and writes a manifest that names it; meanwhile a sweep,
+//! whose marking came before that manifest, finds P dead and deletes it. So
+//! a look-up that is relied on pins its pack, under the lock under which a
+//! sweep hides packs; a pin that was alive at any time since the sweep began
+//! protects its pack for the whole sweep, since its manifest may have been
+//! written after the marking passed; and only packs that were closed before
+//! the sweep began are judged, since what is in a later one may be in no
+//! manifest yet (invariant 8).
+//!
+//! Whoever deletes has to be sure: anything found wrong with any pack ends
+//! the sweep before its first deletion, and an error ends it where it is.
+
+use crate::chunk::store::{Batch, ChunkStore, Finding};
+use crate::chunk::{ChunkId, Kind};
+use crate::error::{Error, Result};
+use crate::index::{PackInfo, PackNumber};
+use crate::pack::{self, Entry, ReadError};
+use std::collections::{HashMap, HashSet};
+use std::fmt;
+use std::sync::Arc;
+
+/// What a sweep did, or with `dry_run` would have done.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct SweepReport {
+    /// Packs that were there.
+    pub packs_before: u64,
+    /// Packs that were deleted because nothing in them was live.
+    pub packs_deleted: u64,
+    /// Packs that were deleted after their live records had been copied.
+    pub packs_compacted: u64,
+    /// Packs that were not judged because a batch had them pinned.
+    pub packs_protected: u64,
+    /// Bytes of deleted packs, less those of the copies.
+    pub bytes_freed: u64,
+    /// Bytes of live records in the packs that were judged.
+    pub live_bytes: u64,
+    /// Bytes of dead records that stay, in packs that are mostly live.
+    pub dead_bytes: u64,
+    /// Whether it stopped early because it was told to.
+    pub interrupted: bool,
+    /// Whether compaction stopped early because there was no space for
+    /// copies.
+    pub no_space: bool,
+}
+
+/// A sweep that has begun. Dropping it without [`SweepRun::finish`] deletes
+/// nothing.
+pub struct SweepRun {
+    store: Arc<ChunkStore>,
+    /// Closed before it began.
+    candidates: Vec<(PackNumber, PackInfo)>,
+}
+
+impl fmt::Debug for SweepRun {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "SweepRun({} packs)", self.candidates.len())
+    }
+}
+
+/// Whether a manifest, an open view or a graft reaches a chunk.
+type IsLive<'a> = dyn Fn(Kind, &ChunkId) -> bool + Sync + 'a;
+
+/// A pack with its fate undecided.
+struct Judged {
+    number: PackNumber,
+    info: PackInfo,
+    live: u64,
+    live_bytes: u64,
+    dead_bytes: u64,
+}
+
+impl ChunkStore {
+    /// Begins a sweep. What is live is marked after this and before
+    /// [`SweepRun::finish`]. One at a time.
+    pub fn sweep_begin(self: &Arc<Self>) -> Result<SweepRun> {
+        self.check_poison()?;
+        self.rotate()?;
+        let mut pins = self.pins.lock();
+        if pins.protected.is_some() {
+            return Err(Error::Busy {
+                what: "the store".to_owned(),
+                by: vec!["another sweep".to_owned()],
+            });
+        }
+        pins.protected = Some(pins.counts.keys().copied().collect());
+        // What a batch put since the rotation is in a pack that is open, or
+        // pinned by that batch.
+        let open = self.open_pack().map(|(number, ..)| number);
+        let mut candidates = self.index.packs();
+        candidates.retain(|(number, _)| Some(*number) != open);
+        Ok(SweepRun {
+            store: Arc::clone(self),
+            candidates,
+        })
+    }
+}
+
+impl Drop for SweepRun {
+    fn drop(&mut self) {
+        self.store.pins.lock().protected = None;
+    }
+}
+
+impl SweepRun {
+    /// Deletes packs without live chunks and compacts those that are mostly
+    /// dead, very small with something dead in them, or small beside other
+    /// small ones. `is_live` must be true for every chunk that a manifest, an
+    /// open view or a graft reaches; a false "true" costs space only.
+    /// `keep_going` is asked now and then; false ends the sweep early.
+    /// With `dry_run` nothing is changed.
+    ///
+    /// After it, dead records of packs below a quarter of a pack's length are
+    /// in no file of the store, unless a batch protects their pack.
+    pub fn finish(
+        self,
+        is_live: &(dyn Fn(Kind, &ChunkId) -> bool + Sync),
+        dry_run: bool,
+        keep_going: &dyn Fn() -> bool,
+    ) -> Result<SweepReport> {
+        let mut report = SweepReport::default();
+        self.store.check_poison()?;
+        self.check_files(&mut report)?;
+
+        let mut dead = Vec::new();
+        let mut partly = Vec::new();
+        for (number, info) in &self.candidates {
+            if !keep_going() {
+                report.interrupted = true;
+                return Ok(report);
+            }
+            if self.is_protected(*number) {
+                report.packs_protected += 1;
+                continue;
+            }
+            let judged = self.judge(*number, info, is_live)?;
+            report.live_bytes += judged.live_bytes;
+            match judged.live {
+                0 => dead.push(judged),
+                _ => partly.push(judged),
+            }
+        }
+        let compact = self.choose(partly, &mut report);
+
+        if dry_run {
+            report.packs_deleted = dead.len() as u64;
+            report.packs_compacted = compact.len() as u64;
+            let files = dead.iter().chain(&compact).map(|pack| pack.info.file_len);
+            let copies: u64 = compact.iter().map(|pack| pack.live_bytes).sum();
+            report.bytes_freed = files.sum::<u64>().saturating_sub(copies);
+            return Ok(report);
+        }
+        for pack in &dead {
+            if !keep_going() {
+                report.interrupted = true;
+                return Ok(report);
+            }
+            if self.delete(pack)? {
+                report.packs_deleted += 1;
+                report.bytes_freed += pack.info.file_len;
+            }
+        }
+        self.compact(compact, is_live, &mut report, keep_going)?;
+        Ok(report)
+    }
+
+    fn is_protected(&self, number: PackNumber) -> bool {
+        let pins = self.store.pins.lock();
+        let protected = pins.protected.as_ref();
+        protected.is_none_or(|protected| protected.contains(&number))
+    }
+
+    /// Whether the files are what the index believes.
+    fn check_files(&self, report: &mut SweepReport) -> Result<()> {
+        let found: HashMap<String, u64> =
+            self.store.backend.list(pack::PREFIX)?.into_iter().collect();
+        report.packs_before = self.store.index.packs().len() as u64;
+        for (number, info) in &self.candidates {
+            if self
+                .store
+                .index
+                .info(*number)
+                .is_none_or(|info| info.damaged)
+            {
+                return Err(damaged_pack(info));
+            }
+            let finding = match found.get(&info.name.key()) {
+                None => Finding::PackMissing { pack: info.name },
+                Some(len) if *len != info.file_len => Finding::PackLength {
+                    pack: info.name,
+                    expected: info.file_len,
+                    found: *len,
+                },
+                Some(_) => continue,
+            };
+            return Err(ended(&finding));
+        }
+        Ok(())
+    }
+
+    /// Which records of a pack are live, by its directory.
+    fn judge(&self, number: PackNumber, info: &PackInfo, is_live: &IsLive<'_>) -> Result<Judged> {
+        let directory = self.store.index.directory(number)?;
+        // Reading the directory may just have shown it.
+        let info = self.store.index.info(number).unwrap_or(info.clone());
+        if info.damaged {
+            return Err(damaged_pack(&info));
+        }
+        let mut judged = Judged {
+            number,
+            info,
+            live: 0,
+            live_bytes: 0,
+            dead_bytes: 0,
+        };
+        for entry in directory.entries() {
+            if is_live(entry.kind, &entry.id) {
+                judged.live_bytes += entry.record_len();
+                judged.live += 1;
+            } else {
+                judged.dead_bytes += entry.record_len();
+            }
+        }
+        Ok(judged)
+    }
+
+    /// Of the packs with live records, those that are worth copying.
+    fn choose(&self, packs: Vec<Judged>, report: &mut SweepReport) -> Vec<Judged> {
+        let small = self.store.options.pack_bytes / 4;
+        let is_small =
+            |pack: &Judged| pack.info.file_len < small || (pack.info.earlier && !pack.info.closed);
+        let several = packs.iter().filter(|pack| is_small(pack)).count() >= 2;
+        let mut chosen = Vec::new();
+        for pack in packs {
+            let mostly_dead = pack.dead_bytes > pack.live_bytes;
+            let remains = pack.info.file_len < small && pack.dead_bytes > 0;
+            if mostly_dead || remains || (several && is_small(&pack)) {
+                chosen.push(pack);
+            } else {
+                report.dead_bytes += pack.dead_bytes;
+            }
+        }
+        chosen
+    }
+
+    /// Hides a pack from look-ups, unless somebody relies on it.
+    fn condemn(&self, number: PackNumber) -> bool {
+        let pins = self.store.pins.lock();
+        let protected = pins.protected.as_ref();
+        if pins.counts.contains_key(&number)
+            || protected.is_none_or(|protected| protected.contains(&number))
+        {
+            return false;
+        }
+        self.store.index.set_visible(number, false);
+        true
+    }
+
+    /// Condemns and deletes a pack; false if somebody relies on it.
+    fn delete(&self, pack: &Judged) -> Result<bool> {
+        self.store.check_poison()?;
+        if !self.condemn(pack.number) {
+            return Ok(false);
+        }
+        // After an error the file may be there or not. It stays hidden, so
+        // that nobody relies on it.
+        self.store.backend.delete(&pack.info.name.key())?;
+        self.store.index.remove(pack.number);
+        Ok(true)
+    }
+
+    /// Copies live records to the open pack, in groups of about a pack, and
+    /// deletes the packs that they came from.
+    fn compact(
+        &self,
+        packs: Vec<Judged>,
+        is_live: &IsLive<'_>,
+        report: &mut SweepReport,
+        keep_going: &dyn Fn() -> bool,
+    ) -> Result<()> {
+        let mut packs = packs.into_iter().peekable();
+        while packs.peek().is_some() {
+            let mut group = Vec::new();
+            let mut bytes = 0;
+            while let Some(pack) = packs.next_if(|pack| {
+                group.is_empty() || bytes + pack.live_bytes <= self.store.options.pack_bytes
+            }) {
+                bytes += pack.live_bytes;
+                group.push(pack);
+            }
+            if !keep_going() {
+                report.interrupted = true;
+                return Ok(());
+            }
+            match self.compact_group(&group, is_live) {
+                Ok((deleted, freed)) => {
+                    report.packs_compacted += deleted;
+                    report.bytes_freed += freed;
+                }
+                Err(error) if error.is_no_space() => {
+                    report.no_space = true;
+                    return Ok(());
+                }
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(())
+    }
+
+    /// Returns how many packs were deleted and how many bytes that freed.
+    fn compact_group(&self, group: &[Judged], is_live: &IsLive<'_>) -> Result<(u64, u64)> {
+        let from: HashSet<PackNumber> = group.iter().map(|pack| pack.number).collect();
+        let batch = self.store.begin();
+        let mut copied = 0;
+        let mut live = Vec::new();
+        for pack in group {
+            let mut entries = self.store.index.directory(pack.number)?.by_offset();
+            entries.retain(|entry| is_live(entry.kind, &entry.id));
+            live.push((pack, entries));
+        }
+        for (pack, entries) in &live {
+            for entry in entries {
+                if self.has_elsewhere(&batch, entry, &from) {
+                    continue;
+                }
+                let stored = self.read_checked(pack, entry)?;
+                if batch.append(&stored)? {
+                    copied += entry.record_len();
+                }
+            }
+        }
+        batch.sync()?;
+        // Before anything goes, everything is read back from where it is
+        // now, by its id.
+        for (_, entries) in &live {
+            for entry in entries {
+                self.store.read_back(entry, &from)?;
+            }
+        }
+        let (mut deleted, mut freed) = (0, 0);
+        for pack in group {
+            if self.delete(pack)? {
+                deleted += 1;
+                freed += pack.info.file_len;
+            }
+        }
+        Ok((deleted, u64::saturating_sub(freed, copied)))
+    }
+
+    /// Whether a chunk is sound in a pack that stays; pins that.
+    fn has_elsewhere(&self, batch: &Batch, entry: &Entry, from: &HashSet<PackNumber>) -> bool {
+        batch.contains_outside(entry.kind, &entry.id, from)
+            && self.store.read_back(entry, from).is_ok()
+    }
+
+    fn read_checked(&self, pack: &Judged, entry: &Entry) -> Result<pack::Stored> {
+        let damaged = |detail| {
+            ended(&Finding::Chunk {
+                pack: pack.info.name,
+                offset: entry.offset(),
+                record_len: entry.record_len(),
+                kind: entry.kind,
+                id: entry.id,
+                detail,
+            })
+        };
+        let stored = match pack::read_record(&*self.store.backend, &pack.info.name, entry) {
+            Ok(stored) => stored,
+            Err(ReadError::Io(error)) => return Err(error),
+            Err(ReadError::Stale(detail) | ReadError::Damaged(detail)) => {
+                return Err(damaged(detail));
+            }
+        };
+        stored.open(&self.store.keys).map_err(damaged)?;
+        Ok(stored)
+    }
+}
+
+fn damaged_pack(info: &PackInfo) -> Error {
+    Error::Damaged {
+        what: format!("pack {}", info.name),
+        detail: "nothing is deleted while a pack is damaged".to_owned(),
+    }
+}
+
+/// What was found ends the sweep.
+fn ended(finding: &Finding) -> Error {
+    Error::Damaged {
+        what: "the packs, so nothing more is deleted".to_owned(),
+        detail: finding.to_string(),
+    }
+}
+
+#[cfg(test)]
+mod tests;

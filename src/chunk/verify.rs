@@ -1,0 +1,172 @@
+//! Reading everything that the packs hold, to find what is damaged.
+
+use crate::chunk::store::{ChunkStore, Finding};
+use crate::error::{Error, Result};
+use crate::index::{PackInfo, PackNumber};
+use crate::pack::{self, PackName};
+use std::collections::HashMap;
+
+/// What was read.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Verified {
+    /// Packs.
+    pub packs: u64,
+    /// Records that are whole and match their ids.
+    pub chunks: u64,
+    /// Bytes read.
+    pub bytes: u64,
+}
+
+impl ChunkStore {
+    /// Reads every record of every pack, unpacks and hashes it, and compares
+    /// packs with their directories. What is wrong goes to `findings`; it
+    /// never stops at the first. `progress` gets bytes done and bytes in all.
+    /// Fails only when packs cannot be listed.
+    pub fn verify(
+        &self,
+        progress: &dyn Fn(u64, u64),
+        findings: &mut dyn FnMut(Finding),
+    ) -> Result<Verified> {
+        let open = self.open_pack();
+        let known: HashMap<PackName, PackInfo> = self
+            .index
+            .packs()
+            .into_iter()
+            .map(|(_, info)| (info.name, info))
+            .collect();
+        let mut packs = Vec::new();
+        for (key, len) in self.backend.list(pack::PREFIX)? {
+            match key.strip_prefix(pack::PREFIX).map(str::parse::<PackName>) {
+                Some(Ok(name)) => packs.push((name, len)),
+                _ => findings(Finding::Foreign { key }),
+            }
+        }
+        let total = packs.iter().map(|(_, len)| len).sum();
+        let mut verified = Verified::default();
+        let mut missing = known.clone();
+        for (name, found) in packs {
+            progress(verified.bytes, total);
+            missing.remove(&name);
+            // Such a pack never changes; others grow while this reads.
+            let fixed = known.get(&name).filter(|info| info.closed || info.earlier);
+            let len = match fixed {
+                Some(info) => {
+                    if info.file_len != found {
+                        findings(Finding::PackLength {
+                            pack: name,
+                            expected: info.file_len,
+                            found,
+                        });
+                    }
+                    found
+                }
+                None => self.readable_len(&name, open).min(found),
+            };
+            match self.verify_pack(&name, len, fixed.is_none(), findings) {
+                Ok(chunks) => verified.chunks += chunks,
+                // Swept meanwhile.
+                Err(Error::Missing { .. }) if self.index.number(&name).is_none() => {}
+                Err(error) => findings(Finding::PackUnreadable {
+                    pack: name,
+                    detail: error.to_string(),
+                }),
+            }
+            verified.packs += 1;
+            verified.bytes += found;
+        }
+        for (name, info) in missing {
+            // Else it was swept, or had no name yet.
+            let is_there = self.index.number(&name).is_some();
+            if is_there && (info.closed || info.earlier) {
+                findings(Finding::PackMissing { pack: name });
+            }
+        }
+        progress(total, total);
+        Ok(verified)
+    }
+
+    /// How much of a pack of this run was whole at some moment.
+    fn readable_len(&self, name: &PackName, open: Option<(PackNumber, PackName, u64)>) -> u64 {
+        if let Some((.., written)) = open.filter(|(_, open, _)| open == name) {
+            return written;
+        }
+        let info = self
+            .index
+            .number(name)
+            .and_then(|number| self.index.info(number));
+        info.map_or(0, |info| info.file_len)
+    }
+
+    /// Returns the number of sound records.
+    fn verify_pack(
+        &self,
+        name: &PackName,
+        len: u64,
+        is_open: bool,
+        findings: &mut dyn FnMut(Finding),
+    ) -> Result<u64> {
+        let store = self.options.store;
+        let contents = pack::read_contents(&*self.backend, name, store, len)?;
+        for finding in contents.findings {
+            // A pack that is open ends where it ends.
+            if !(is_open && matches!(finding, Finding::TornTail { .. })) {
+                findings(finding);
+            }
+        }
+        let mut sound = 0;
+        let mut wrong = Vec::new();
+        let mut seen = HashMap::new();
+        let scanned = pack::scan(&*self.backend, name, contents.end, |entry, stored| {
+            seen.insert(entry.id, *entry);
+            match stored.open(&self.keys) {
+                Ok(_) => sound += 1,
+                Err(detail) => wrong.push(Finding::Chunk {
+                    pack: *name,
+                    offset: entry.offset(),
+                    record_len: entry.record_len(),
+                    kind: entry.kind,
+                    id: entry.id,
+                    detail,
+                }),
+            }
+        })?;
+        wrong.into_iter().for_each(&mut *findings);
+        let mut reported: Vec<u64> = Vec::new();
+        for finding in scanned.findings {
+            if let Finding::Chunk { offset, .. } = finding {
+                reported.push(offset);
+            }
+            match finding {
+                // What that scan found was found before.
+                _ if !contents.closed => {}
+                Finding::TornTail { pack, offset, len } => {
+                    findings(Finding::Range { pack, offset, len });
+                }
+                other => findings(other),
+            }
+        }
+        // What is known to have been in it: by its own directory, or by what
+        // was published when it was synced.
+        let published;
+        let directory = match self.index.number(name) {
+            Some(number) if !contents.closed => {
+                published = self.index.directory(number)?;
+                &*published
+            }
+            _ => &contents.directory,
+        };
+        for entry in directory.entries() {
+            if seen.get(&entry.id) != Some(entry) && !reported.contains(&entry.offset()) {
+                findings(Finding::Chunk {
+                    pack: *name,
+                    offset: entry.offset(),
+                    record_len: entry.record_len(),
+                    kind: entry.kind,
+                    id: entry.id,
+                    detail: "its record was stored and is not there".to_owned(),
+                });
+            }
+        }
+        Ok(sound)
+    }
+}

@@ -1,0 +1,137 @@
+//! The `snapdisk` command: what the filesystem's own operations cannot say.
+
+use clap::{Parser, Subcommand};
+use std::process::ExitCode;
+
+mod ask;
+mod bar;
+mod change;
+mod daemon;
+mod failure;
+mod init;
+mod log;
+mod mount;
+mod mountinfo;
+mod report;
+mod size;
+mod table;
+mod umount;
+
+/// The exit code of a command line that cannot be meant.
+const USAGE: u8 = 2;
+
+/// Virtual disks with snapshots, as a filesystem
+///
+/// A store holds disks and their snapshots. Mounted, a disk is a directory
+/// with a raw image, disk.img, and a snapshot is a directory in .snapshots:
+/// `mkdir` takes one, `rmdir` deletes it, `cp` clones it, `mount -o loop,ro`
+/// looks into it. This command does what no file operation can.
+#[derive(Parser, Debug)]
+#[command(name = "snapdisk", version, max_term_width = 100, after_long_help = EXAMPLE)]
+pub struct Arguments {
+    #[command(subcommand)]
+    verb: Verb,
+}
+
+const EXAMPLE: &str = "\
+From nothing to a rollback:
+  snapdisk init /var/lib/snapdisk
+  snapdisk mount /var/lib/snapdisk /mnt/disks
+  mkdir /mnt/disks/web && truncate -s 8G /mnt/disks/web/disk.img
+  mkfs.ext4 /mnt/disks/web/disk.img
+  mkdir /mnt/disks/web/.snapshots/fresh          # takes a snapshot
+  snapdisk list /mnt/disks/web
+  snapdisk rollback /mnt/disks/web fresh
+  snapdisk umount /mnt/disks
+
+A verb's own help has more: snapdisk help VERB.
+Exit codes: 0 done; 1 failed, or `verify` found damage; 2 the command line is wrong.";
+
+#[derive(Subcommand, Debug)]
+enum Verb {
+    Init(init::Init),
+    Mount(mount::Mount),
+    Umount(umount::Umount),
+    Status(report::Status),
+    List(report::List),
+    Snapshot(change::Snapshot),
+    Rollback(change::Rollback),
+    Verify(report::Verify),
+    Gc(report::Gc),
+}
+
+/// Does what the command line says. The exit code is not 0 only if it was
+/// done and found damage.
+pub fn run(arguments: Arguments) -> anyhow::Result<ExitCode> {
+    match arguments.verb {
+        Verb::Init(verb) => init::run(&verb),
+        Verb::Mount(verb) => mount::run(&verb),
+        Verb::Umount(verb) => umount::run(&verb),
+        Verb::Status(verb) => report::status(&verb),
+        Verb::List(verb) => report::list(&verb),
+        Verb::Snapshot(verb) => change::snapshot(&verb),
+        Verb::Rollback(verb) => change::rollback(&verb),
+        Verb::Verify(verb) => report::verify(&verb),
+        Verb::Gc(verb) => report::gc(&verb),
+    }
+}
+
+/// Says on stderr what failed, why and what to do, and gives the exit code.
+pub fn report(error: &anyhow::Error) -> ExitCode {
+    let (text, hint) = failure::describe(error);
+    eprintln!("snapdisk: {text}");
+    if let Some(hint) = hint {
+        eprintln!("  hint: {hint}");
+    }
+    match error.downcast_ref::<failure::Failure>() {
+        Some(failure) if failure.is_usage => ExitCode::from(USAGE),
+        _ => ExitCode::FAILURE,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::CommandFactory;
+
+    #[test]
+    fn the_command_line_is_consistent_and_every_verb_has_an_example() {
+        let mut command = Arguments::command();
+        command.clone().debug_assert();
+        command.build();
+        for verb in command.get_subcommands_mut() {
+            if verb.get_name() == "help" {
+                continue;
+            }
+            let help = verb.render_long_help().to_string();
+            assert!(help.contains("Example"), "{help}");
+        }
+    }
+
+    #[test]
+    fn command_lines_that_cannot_be_meant_are_usage_errors() {
+        for line in [
+            "snapdisk",
+            "snapdisk frobnicate",
+            "snapdisk init",
+            "snapdisk init s --chunk-size 8K",
+            "snapdisk mount s",
+            "snapdisk rollback",
+            "snapdisk snapshot",
+            "snapdisk verify",
+        ] {
+            let error = Arguments::try_parse_from(line.split(' ')).expect_err(line);
+            assert_eq!(error.exit_code(), i32::from(USAGE), "{line}");
+        }
+        for line in [
+            "snapdisk init s --chunk-size 128K",
+            "snapdisk mount -f s m -o threads=1,cache=64M -o allow_other",
+            "snapdisk list --store s web --json",
+            "snapdisk rollback --store s web first --discard",
+            "snapdisk snapshot --store s web@one db@one",
+            "snapdisk gc --dry-run m",
+        ] {
+            assert!(Arguments::try_parse_from(line.split(' ')).is_ok(), "{line}");
+        }
+    }
+}

@@ -1,0 +1,324 @@
+//! `snapdisk snapshot` and `rollback`: changes of a disk.
+//!
+//! In a mount they are file operations, so that the kernel checks who may;
+//! on an unmounted store they are calls of the library.
+
+use super::ask::{Place, close, mounts, open};
+use super::bar::Bar;
+use super::failure::{Failure, of_library};
+use super::mountinfo::absolute;
+use crate::disk::Disk;
+use crate::error::Error;
+use crate::name::SnapshotName;
+use crate::store::Store;
+use crate::sys;
+use crate::tree::SNAPSHOTS;
+use crate::tree::attribute::ROLLBACK;
+use clap::Args;
+use serde_json::{Value, json};
+use std::ffi::{OsStr, OsString};
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+use std::sync::Arc;
+
+/// Take a snapshot of disks
+///
+/// Durable when this returns. The same as `mkdir DISK-DIR/.snapshots/NAME`,
+/// for several disks one after the other. If one fails the others are taken,
+/// and the exit code is 1.
+///
+/// Examples:
+///   snapdisk snapshot nightly /mnt/disks/web /mnt/disks/db
+///   snapdisk snapshot --store /var/lib/snapdisk web@nightly
+#[derive(Args, Debug)]
+#[command(
+    verbatim_doc_comment,
+    override_usage = "snapdisk snapshot [--json] NAME DISK-DIR…\n       \
+                      snapdisk snapshot [--json] --store STORE DISK@NAME…"
+)]
+pub(super) struct Snapshot {
+    /// The snapshot's name, then disks' directories; with --store, DISK@NAME
+    #[arg(required = true, value_name = "NAME DISK-DIR…|DISK@NAME")]
+    names: Vec<OsString>,
+    /// The store, to name disks by their names
+    #[arg(long)]
+    store: Option<PathBuf>,
+    /// Print JSON
+    #[arg(long)]
+    json: bool,
+}
+
+/// Put a disk back to what a snapshot holds
+///
+/// At once, whatever the size; newer snapshots stay. What the disk is now is
+/// first kept as a snapshot, before-rollback-…, whose name is printed; with
+/// --discard it is lost. Refused while disk.img is open, as by a loop mount.
+///
+/// Examples:
+///   snapdisk rollback /mnt/disks/web before-upgrade
+///   snapdisk rollback --store /var/lib/snapdisk web before-upgrade
+#[derive(Args, Debug)]
+#[command(
+    verbatim_doc_comment,
+    override_usage = "snapdisk rollback [--discard] [--json] DISK-DIR NAME\n       \
+                      snapdisk rollback [--discard] [--json] --store STORE DISK NAME"
+)]
+pub(super) struct Rollback {
+    /// The disk's directory in the mount; with --store, its name
+    #[arg(value_name = "DISK-DIR|DISK")]
+    disk: OsString,
+    /// The snapshot
+    #[arg(value_name = "NAME")]
+    snapshot: String,
+    /// The store, to name the disk by its name
+    #[arg(long)]
+    store: Option<PathBuf>,
+    /// Do not keep what the disk is now
+    #[arg(long)]
+    discard: bool,
+    /// Print JSON
+    #[arg(long)]
+    json: bool,
+}
+
+pub(super) fn snapshot(snapshot: &Snapshot) -> anyhow::Result<ExitCode> {
+    let outcomes = match &snapshot.store {
+        None => take_in_mount(&snapshot.names)?,
+        Some(store) => take_in_store(store, &snapshot.names)?,
+    };
+    let mut taken = Vec::new();
+    let mut failed = Vec::new();
+    for (disk, name, outcome) in outcomes {
+        match outcome {
+            Ok(()) => taken.push(json!({ "disk": disk, "name": name })),
+            Err(failure) => failed.push((disk, failure)),
+        }
+    }
+    if snapshot.json {
+        let failed: Vec<Value> = failed
+            .iter()
+            .map(|(disk, failure)| json!({ "disk": disk, "error": failure.to_string() }))
+            .collect();
+        println!("{}", json!({ "taken": taken, "failed": failed }));
+    } else {
+        for one in &taken {
+            println!("{}@{}", text(&one["disk"]), text(&one["name"]));
+        }
+    }
+    if failed.is_empty() {
+        return Ok(ExitCode::SUCCESS);
+    }
+    for (_, failure) in failed {
+        super::report(&failure.into());
+    }
+    if !taken.is_empty() {
+        let disks: Vec<&str> = taken.iter().map(|one| text(&one["disk"])).collect();
+        eprintln!("snapdisk: taken all the same: {}", disks.join(", "));
+    }
+    Ok(ExitCode::FAILURE)
+}
+
+fn text(value: &Value) -> &str {
+    value.as_str().unwrap_or_default()
+}
+
+/// A disk, a snapshot, and what became of it.
+type Outcome = (String, String, Result<(), Failure>);
+
+fn take_in_mount(names: &[OsString]) -> Result<Vec<Outcome>, Failure> {
+    let [name, disks @ ..] = names else {
+        return Err(missing_disk());
+    };
+    if disks.is_empty() {
+        return Err(missing_disk());
+    }
+    let shown = name.to_string_lossy().into_owned();
+    if Path::new(name).components().count() != 1 || Path::new(name).file_name().is_none() {
+        return Err(Failure::usage(
+            format_args!("snapshot {shown:?}"),
+            "a snapshot's name comes first, then the disks' directories",
+        ));
+    }
+    let take = |disk: &OsString| {
+        let dir = disk_directory(Path::new(disk))?;
+        take(&dir, name)
+    };
+    Ok(disks
+        .iter()
+        .map(|disk| {
+            (
+                disk.to_string_lossy().into_owned(),
+                shown.clone(),
+                take(disk),
+            )
+        })
+        .collect())
+}
+
+fn missing_disk() -> Failure {
+    Failure::usage("snapshot", "which disks?")
+        .hint("snapdisk snapshot NAME DISK-DIR…, or snapdisk snapshot --store STORE DISK@NAME…")
+}
+
+fn take(dir: &Path, name: &OsStr) -> Result<(), Failure> {
+    let Err(error) = fs::create_dir(dir.join(SNAPSHOTS).join(name)) else {
+        return Ok(());
+    };
+    let shown = name.to_string_lossy();
+    let what = format!("snapshot {shown} of {}", dir.display());
+    Err(match error.raw_os_error() {
+        Some(libc::EEXIST) => Failure::new(what, "a snapshot of that name exists")
+            .hint("choose another name, or `rmdir` that one first"),
+        Some(libc::ENOENT) => Failure::new(what, "the disk has no disk.img").hint(format_args!(
+            "`truncate -s 8G {}/disk.img` makes one",
+            dir.display()
+        )),
+        Some(libc::EINVAL | libc::ENAMETOOLONG) => match SnapshotName::parse_manual(name) {
+            Err(error) => Failure::new(what, error),
+            Ok(_) => Failure::system("snapshot of", dir, &error),
+        },
+        Some(libc::EDQUOT) => Failure::new(what, "the disk has as many snapshots as it may")
+            .hint("`rmdir` one that is not needed any more"),
+        _ => Failure {
+            what,
+            ..Failure::system("snapshot of", dir, &error)
+        },
+    })
+}
+
+/// Checks that a path is a disk's directory in a mount.
+fn disk_directory(path: &Path) -> Result<PathBuf, Failure> {
+    let dir = absolute(path).map_err(|error| Failure::system("opening", path, &error))?;
+    let now = mounts()?;
+    let depth = now
+        .holding(&dir)
+        .filter(|mount| mount.is_own())
+        .and_then(|mount| mount.inner(&dir))
+        .filter(|inner| !inner.to_string_lossy().starts_with('.'))
+        .map(|inner| inner.components().count());
+    match depth {
+        Some(1) => Ok(dir),
+        _ => Err(
+            Failure::new(path.display(), "this is no disk of a mounted store").hint(
+                "name the disk's directory in the mount, as MNT/web; \
+             `--store STORE` takes disks of a store that is not mounted",
+            ),
+        ),
+    }
+}
+
+fn take_in_store(store: &Path, names: &[OsString]) -> Result<Vec<Outcome>, Failure> {
+    let mut wanted = Vec::new();
+    for given in names {
+        let shown = given.to_string_lossy().into_owned();
+        // The last @: both names may have one, and a date never has.
+        let Some((disk, name)) = shown.rsplit_once('@') else {
+            return Err(Failure::usage(
+                format_args!("snapshot {shown:?}"),
+                "with --store this is DISK@NAME",
+            ));
+        };
+        wanted.push((disk.to_owned(), name.to_owned()));
+    }
+    let place = Place::find_store(store)?;
+    let take_each = |take: &dyn Fn(&str, &str) -> Result<(), Failure>| {
+        wanted
+            .iter()
+            .map(|(disk, name)| (disk.clone(), name.clone(), take(disk, name)))
+            .collect()
+    };
+    match place {
+        Place::Mounted(point) => Ok(take_each(&|disk, name| {
+            take(&disk_directory(&point.join(disk))?, OsStr::new(name))
+        })),
+        Place::Unmounted(root) => {
+            let store = open(&root, &Bar::new())?;
+            let outcomes = take_each(&|disk, name| {
+                take_opened(&store, disk, name)
+                    .map_err(of_library(format!("snapshot {name} of {disk}")))
+            });
+            close(&store)?;
+            Ok(outcomes)
+        }
+    }
+}
+
+fn take_opened(store: &Store, disk: &str, name: &str) -> Result<(), Error> {
+    let name = SnapshotName::parse_manual(OsStr::new(name))?;
+    find(store, disk)?.take_snapshot(name).map(drop)
+}
+
+fn find(store: &Store, disk: &str) -> Result<Arc<Disk>, Error> {
+    store.disk(disk).ok_or_else(|| Error::Missing {
+        what: "disk",
+        name: disk.to_owned(),
+    })
+}
+
+pub(super) fn rollback(rollback: &Rollback) -> anyhow::Result<ExitCode> {
+    let shown = rollback.disk.to_string_lossy().into_owned();
+    let kept = match &rollback.store {
+        None => roll_back_mounted(&disk_directory(Path::new(&rollback.disk))?, rollback)?,
+        Some(store) => match Place::find_store(store)? {
+            Place::Mounted(point) => {
+                roll_back_mounted(&disk_directory(&point.join(&rollback.disk))?, rollback)?
+            }
+            Place::Unmounted(root) => {
+                let store = open(&root, &Bar::new())?;
+                let kept = find(&store, &shown)
+                    .and_then(|disk| disk.rollback(&rollback.snapshot, rollback.discard))
+                    .map_err(of_library(format!("rolling back {shown}")));
+                close(&store)?;
+                kept?
+            }
+        },
+    };
+    if rollback.json {
+        let answer = json!({ "disk": shown, "snapshot": rollback.snapshot, "kept": kept });
+        println!("{answer}");
+    } else {
+        println!("{shown} is as it was at {}", rollback.snapshot);
+        match kept {
+            Some(kept) => println!("what it was before is kept as snapshot {kept}"),
+            None if rollback.discard => println!("what it was before is discarded"),
+            None => println!("what it was before is in a snapshot already"),
+        }
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+/// Rolls back through the mount; the name of the snapshot that keeps what
+/// was there, if there is one.
+fn roll_back_mounted(dir: &Path, rollback: &Rollback) -> Result<Option<String>, Failure> {
+    let name = &rollback.snapshot;
+    let value = json!({ "snapshot": name, "discard": rollback.discard }).to_string();
+    sys::set_xattr(dir, ROLLBACK, value.as_bytes())
+        .map_err(|error| rollback_failure(dir, name, &error))?;
+    let kept = sys::get_xattr(dir, ROLLBACK).map_err(|error| {
+        Failure::system(
+            "it is rolled back, but not known what was kept:",
+            dir,
+            &error,
+        )
+    })?;
+    let kept = String::from_utf8_lossy(&kept).into_owned();
+    Ok(Some(kept).filter(|kept| !kept.is_empty()))
+}
+
+fn rollback_failure(dir: &Path, name: &str, error: &io::Error) -> Failure {
+    let what = format!("rolling back {}", dir.display());
+    match error.raw_os_error() {
+        Some(libc::EBUSY) => Failure::new(what, "its disk.img is open or mounted").hint(
+            "close or unmount it first: `losetup -a`, `fuser -v DISK-DIR/disk.img` show by what",
+        ),
+        Some(libc::ENOENT) => Failure::new(what, format_args!("there is no snapshot {name}")).hint(
+            format_args!("`snapdisk list {}` shows which there are", dir.display()),
+        ),
+        _ => Failure {
+            what,
+            ..Failure::system("rolling back", dir, error)
+        },
+    }
+}

@@ -1,0 +1,188 @@
+//! What is mounted where.
+
+use std::ffi::OsString;
+use std::fs;
+use std::io;
+use std::os::unix::ffi::OsStringExt;
+use std::path::{Path, PathBuf};
+
+/// The type that mounts of this program have.
+const OWN_TYPE: &str = "fuse.snapdisk";
+
+/// A mount.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Mount {
+    /// Which directory of the filesystem is shown: `/` but for bind mounts.
+    root: PathBuf,
+    /// Where.
+    pub(super) point: PathBuf,
+    /// The filesystem's type.
+    kind: OsString,
+    /// For mounts of this program: the store.
+    pub(super) source: PathBuf,
+}
+
+impl Mount {
+    /// Whether it shows a store.
+    pub(super) fn is_own(&self) -> bool {
+        self.kind == OWN_TYPE
+    }
+
+    /// Whether the daemon that served it is gone.
+    pub(super) fn is_dead(&self) -> bool {
+        fs::symlink_metadata(&self.point)
+            .is_err_and(|error| error.raw_os_error() == Some(libc::ENOTCONN))
+    }
+
+    /// What a path below it is called in the store's tree: relative to the
+    /// top, bind mounts or not.
+    pub(super) fn inner(&self, path: &Path) -> Option<PathBuf> {
+        let below = path.strip_prefix(&self.point).ok()?;
+        let root = self.root.strip_prefix("/").unwrap_or(&self.root);
+        Some(root.join(below))
+    }
+}
+
+/// All mounts that this process can see, in the order they were made.
+pub(super) struct Mounts(Vec<Mount>);
+
+impl Mounts {
+    /// Asks the kernel.
+    pub(super) fn read() -> io::Result<Mounts> {
+        Ok(Mounts::parse(&fs::read("/proc/self/mountinfo")?))
+    }
+
+    fn parse(text: &[u8]) -> Mounts {
+        Mounts(
+            text.split(|byte| *byte == b'\n')
+                .filter_map(parse_line)
+                .collect(),
+        )
+    }
+
+    /// The topmost mount at exactly this path.
+    pub(super) fn at(&self, path: &Path) -> Option<&Mount> {
+        self.0.iter().rfind(|mount| mount.point == path)
+    }
+
+    /// The mount that an absolute path lies in.
+    pub(super) fn holding(&self, path: &Path) -> Option<&Mount> {
+        self.0
+            .iter()
+            .filter(|mount| path.starts_with(&mount.point))
+            // The last of equally long ones is on top.
+            .max_by_key(|mount| mount.point.components().count())
+    }
+
+    /// Mounts of whole stores, those whose daemon is gone left out.
+    pub(super) fn live_stores(&self) -> impl Iterator<Item = &Mount> {
+        self.0
+            .iter()
+            .filter(|mount| mount.is_own() && mount.root == Path::new("/") && !mount.is_dead())
+    }
+
+    /// Where a store is mounted, whole and alive.
+    pub(super) fn of_store(&self, store: &Path) -> Option<&Mount> {
+        self.live_stores().find(|mount| mount.source == store)
+    }
+}
+
+/// The absolute path without symbolic links, also of a mount point whose
+/// daemon is gone, which cannot be looked at.
+pub(super) fn absolute(path: &Path) -> io::Result<PathBuf> {
+    match fs::canonicalize(path) {
+        Err(error) if error.raw_os_error() == Some(libc::ENOTCONN) => {
+            let path = std::path::absolute(path)?;
+            match (path.parent(), path.file_name()) {
+                (Some(parent), Some(name)) => Ok(fs::canonicalize(parent)?.join(name)),
+                _ => Err(error),
+            }
+        }
+        result => result,
+    }
+}
+
+/// A line, as proc_pid_mountinfo(5) has it: id, parent, device, root, point,
+/// options, any number of tags, a dash, type, source, options.
+fn parse_line(line: &[u8]) -> Option<Mount> {
+    let mut fields = line.split(|byte| *byte == b' ');
+    let root = unescape(fields.nth(3)?);
+    let point = unescape(fields.next()?);
+    fields.find(|field| *field == b"-")?;
+    let kind = unescape(fields.next()?);
+    let source = unescape(fields.next()?);
+    Some(Mount {
+        root: root.into(),
+        point: point.into(),
+        kind,
+        source: source.into(),
+    })
+}
+
+/// Undoes `\040` and its like.
+fn unescape(text: &[u8]) -> OsString {
+    let mut plain = Vec::with_capacity(text.len());
+    let mut at = 0;
+    while at < text.len() {
+        let code = match text.get(at..at + 4) {
+            Some([b'\\', digits @ ..]) => std::str::from_utf8(digits)
+                .ok()
+                .and_then(|digits| u8::from_str_radix(digits, 8).ok()),
+            _ => None,
+        };
+        plain.push(code.unwrap_or(text[at]));
+        at += if code.is_some() { 4 } else { 1 };
+    }
+    OsString::from_vec(plain)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::os::unix::ffi::OsStrExt;
+
+    const TEXT: &[u8] = b"22 1 8:1 / / rw,relatime shared:1 - ext4 /dev/sda1 rw\n\
+        30 22 0:40 / /mnt/my\\040disks rw,nosuid shared:9 master:2 - fuse.snapdisk /var/a\\134b\\040c rw\n\
+        31 22 0:41 / /mnt/my\\040disks rw - tmpfs none rw\n\
+        32 22 0:40 /web /srv/web rw - fuse.snapdisk /var/a\\134b\\040c rw\n\
+        broken\n\
+        33 22 0:42 / /\xff rw - ext4 x rw\n";
+
+    #[test]
+    fn escapes_and_optional_fields_are_understood() {
+        let mounts = Mounts::parse(TEXT);
+        assert_eq!(mounts.0.len(), 5);
+        let own = &mounts.0[1];
+        assert!(own.is_own());
+        assert_eq!(own.point, Path::new("/mnt/my disks"));
+        assert_eq!(own.source, Path::new("/var/a\\b c"));
+        assert_eq!(mounts.0[4].point.as_os_str().as_bytes(), b"/\xff");
+        assert_eq!(unescape(b"a\\04"), "a\\04");
+        assert_eq!(unescape(b"a\\9999\\"), "a\\9999\\");
+    }
+
+    #[test]
+    fn the_topmost_mount_counts() {
+        let mounts = Mounts::parse(TEXT);
+        let kind = |path: &str| mounts.at(Path::new(path)).map(|mount| mount.kind.clone());
+        assert_eq!(kind("/mnt/my disks"), Some("tmpfs".into()));
+        assert_eq!(kind("/mnt"), None);
+        let holding = |path: &str| mounts.holding(Path::new(path)).map(|mount| &mount.kind);
+        assert_eq!(holding("/mnt/my disks/web"), Some(&"tmpfs".into()));
+        assert_eq!(holding("/mnt/my"), Some(&"ext4".into()));
+    }
+
+    #[test]
+    fn a_path_below_a_bind_mount_names_the_same_disk() {
+        let mounts = Mounts::parse(TEXT);
+        let bound = &mounts.0[3];
+        assert_eq!(bound.inner(Path::new("/srv/web")), Some("web/".into()));
+        assert_eq!(
+            bound.inner(Path::new("/srv/web/.snapshots")),
+            Some("web/.snapshots".into())
+        );
+        assert_eq!(bound.inner(Path::new("/srv")), None);
+        let own = &mounts.0[1];
+        assert_eq!(own.inner(Path::new("/mnt/my disks/db")), Some("db".into()));
+    }
+}

@@ -1,0 +1,606 @@
+//! A disk: its live image, its snapshots, and the manifest that names them.
+//!
+//! The live image is the view of its head layer. Metadata operations (take,
+//! delete, rename, roll back, …) hold the disk's `meta` lock, work out the
+//! disk's next state, write it as one manifest, and only then show it to
+//! everybody by one assignment. So a manifest names only what is durable,
+//! and what people see is what is on disk.
+//!
+//! Lock order: `Engine::settling` (shared), `meta`, a range of `ranges`,
+//! `state`, a layer's own locks. `state` and `opens` are held for an
+//! assignment or a look, never across I/O.
+
+pub mod layer;
+pub mod log;
+pub mod presence;
+pub mod ranges;
+pub mod sealed;
+
+mod copy;
+mod image;
+mod live;
+mod opens;
+
+pub use copy::Source;
+pub use live::Seek;
+pub use opens::Opened;
+pub use sealed::{Attempt, Wait};
+
+use crate::capacity::Capacity;
+use crate::error::{Error, Result};
+use crate::files::Files;
+use crate::manifest::{
+    BaseRecord, DiskRecord, Encryption, ImageRecord, LayerId, LayerRecord, LinkRecord, Manifests,
+    Owner, Role,
+};
+use crate::pool::Pool;
+use crate::snapshot::Snapshot;
+use crate::time;
+use layer::{Below, Layer, LayerParts};
+use log::GraftSource;
+use opens::Opens;
+use parking_lot::{Condvar, Mutex, MutexGuard, RwLock};
+use ranges::RangeLocks;
+use sealed::Sealed;
+use std::collections::{BTreeMap, HashMap, HashSet};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, OnceLock, Weak};
+use std::time::{Duration, Instant, SystemTime};
+use uuid::Uuid;
+
+/// Unsealed layers of a disk over which `mkdir` waits for the sealer.
+pub const UNSEALED_MAX: usize = 64;
+
+/// What every disk of a store shares.
+pub struct Engine {
+    /// Where layers keep their files.
+    pub files: Arc<dyn Files>,
+    /// The chunk store, as the home of maps.
+    pub sealed: Arc<Sealed>,
+    /// Manifests and catalogue.
+    pub manifests: Manifests,
+    /// Room left.
+    pub capacity: Capacity,
+    /// This run of the program.
+    pub epoch: u64,
+    /// Every layer that has files. Held for a look-up only.
+    pub layers: Mutex<HashMap<LayerId, Arc<Layer>>>,
+    /// Disks and imported images, for looking at what others show. Weak, as
+    /// each holds the engine.
+    pub disks: RwLock<Vec<Weak<Disk>>>,
+    /// Images that are links to snapshots, by name. Held for a look-up only.
+    pub links: Mutex<BTreeMap<String, LinkRecord>>,
+    /// Held, shared, by whatever has a layer in hand that no state of a disk
+    /// names yet; exclusively while files of unnamed layers are removed.
+    pub settling: RwLock<()>,
+    /// What the background threads have to do.
+    pub work: Signal,
+    /// Answers fsyncs.
+    pub flushes: Pool,
+    /// Something was written since the flusher last looked.
+    pub dirty: AtomicBool,
+    /// The store is going down.
+    pub closing: AtomicBool,
+}
+
+/// What there is to do in the background.
+#[derive(Clone, Copy, Default)]
+pub struct Work {
+    /// Layers to seal, or files of layers to remove.
+    pub seal: bool,
+    /// Heads whose records should reach the log.
+    pub flush: bool,
+    /// Something was deleted: space may be won.
+    pub collect: bool,
+    /// Imports whose writers are gone.
+    pub finish: bool,
+}
+
+/// Wakes the background threads.
+#[derive(Default)]
+pub struct Signal {
+    /// What is to be done.
+    pub work: Mutex<Work>,
+    /// Told when there is more, and when a seal is done.
+    pub changed: Condvar,
+}
+
+impl Signal {
+    /// Adds to what there is to do.
+    pub fn raise(&self, add: impl FnOnce(&mut Work)) {
+        add(&mut self.work.lock());
+        self.changed.notify_all();
+    }
+}
+
+impl Engine {
+    /// [`Error::Closing`] once the store goes down.
+    pub fn check_open(&self) -> Result<()> {
+        if self.closing.load(Ordering::SeqCst) {
+            return Err(Error::Closing);
+        }
+        Ok(())
+    }
+
+    /// Makes a layer that the registry knows.
+    pub fn new_layer(&self, below: Below, size: u64) -> Result<Arc<Layer>> {
+        let layer = Layer::create(LayerParts {
+            files: self.files.clone(),
+            below,
+            size,
+            chunk_size: self.sealed.chunk_size(),
+        })?;
+        self.layers.lock().insert(layer.id, layer.clone());
+        Ok(layer)
+    }
+}
+
+/// A live image.
+#[derive(Clone)]
+struct Live {
+    head: Arc<Layer>,
+    generation: u64,
+    owner: Owner,
+    changed_ns: i64,
+}
+
+/// A disk as everybody sees it.
+#[derive(Clone)]
+struct State {
+    name: String,
+    owner: Owner,
+    created_ns: i64,
+    modified_ns: i64,
+    live: Option<Live>,
+    next_snapshot: u32,
+    next_generation: u64,
+    /// By number. The names here count, not those in the snapshots.
+    snapshots: Vec<(String, Arc<Snapshot>)>,
+    sequence: u64,
+    nonce: Option<Uuid>,
+}
+
+/// The waiting fsyncs of a disk.
+#[derive(Default)]
+struct FlushQueue {
+    waiting: Vec<Box<dyn FnOnce(Result<()>) + Send>>,
+    running: bool,
+}
+
+/// The instants and owner of a directory.
+#[derive(Clone, Copy, Debug)]
+pub struct DiskAttributes {
+    /// Who owns it.
+    pub owner: Owner,
+    /// When it was made.
+    pub created: SystemTime,
+    /// When something in it last changed.
+    pub modified: SystemTime,
+}
+
+/// What `stat` says of a live image.
+#[derive(Clone, Copy, Debug)]
+pub struct LiveAttributes {
+    /// Who owns it.
+    pub owner: Owner,
+    /// Bytes.
+    pub size: u64,
+    /// Last write.
+    pub modified: SystemTime,
+    /// Last write or change of attributes.
+    pub changed: SystemTime,
+    /// Differs whenever another image took the file's place.
+    pub generation: u64,
+}
+
+/// A change of attributes; None leaves one as it is.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct AttributeChange {
+    /// New user id.
+    pub uid: Option<u32>,
+    /// New group id.
+    pub gid: Option<u32>,
+    /// New permission bits.
+    pub mode: Option<u32>,
+    /// New time of modification.
+    pub modified: Option<SystemTime>,
+}
+
+impl AttributeChange {
+    fn apply(&self, owner: Owner) -> Owner {
+        Owner {
+            uid: self.uid.unwrap_or(owner.uid),
+            gid: self.gid.unwrap_or(owner.gid),
+            mode: self.mode.map_or(owner.mode, |mode| mode & 0o7777),
+        }
+    }
+}
+
+/// A disk, or an imported image.
+pub struct Disk {
+    id: Uuid,
+    number: u32,
+    role: Role,
+    pub(crate) engine: Arc<Engine>,
+    /// Held by every metadata operation from its look to its manifest.
+    meta: Mutex<()>,
+    state: RwLock<State>,
+    ranges: RangeLocks,
+    flush_queue: Mutex<FlushQueue>,
+    opens: Arc<Opens>,
+    poisoned: OnceLock<String>,
+    /// The unsealed layers that the manifest on disk names: their files stay.
+    durable_layers: Mutex<HashSet<LayerId>>,
+    allocated: Mutex<Option<(LayerId, u64, u64)>>,
+    last_rollback: Mutex<String>,
+    /// When an import that nobody writes any more is to be finished.
+    finish_at: Mutex<Option<Instant>>,
+}
+
+/// Shows that the `meta` lock is held.
+pub(crate) type Meta<'a> = MutexGuard<'a, ()>;
+
+impl Disk {
+    /// A new disk without an image, in memory only.
+    pub(crate) fn new(
+        engine: Arc<Engine>,
+        number: u32,
+        role: Role,
+        name: String,
+        owner: Owner,
+    ) -> Arc<Disk> {
+        let now = time::now_ns();
+        let state = State {
+            name,
+            owner,
+            created_ns: now,
+            modified_ns: now,
+            live: None,
+            next_snapshot: 1,
+            next_generation: 1,
+            snapshots: Vec::new(),
+            sequence: 0,
+            nonce: None,
+        };
+        Arc::new(Disk::with(engine, Uuid::new_v4(), number, role, state))
+    }
+
+    fn with(engine: Arc<Engine>, id: Uuid, number: u32, role: Role, state: State) -> Disk {
+        Disk {
+            id,
+            number,
+            role,
+            engine,
+            meta: Mutex::default(),
+            state: RwLock::new(state),
+            ranges: RangeLocks::default(),
+            flush_queue: Mutex::default(),
+            opens: Arc::default(),
+            poisoned: OnceLock::new(),
+            durable_layers: Mutex::default(),
+            allocated: Mutex::default(),
+            last_rollback: Mutex::default(),
+            finish_at: Mutex::default(),
+        }
+    }
+
+    /// A disk from its manifest; `below` finds what a record names.
+    pub(crate) fn restore(
+        engine: Arc<Engine>,
+        record: &DiskRecord,
+        below: &dyn Fn(BaseRecord) -> Result<Below>,
+    ) -> Result<Arc<Disk>> {
+        let live = match &record.image {
+            None => None,
+            Some(image) => {
+                let Below::Layer(head) = below(BaseRecord::Layer(image.head))? else {
+                    return Err(Error::Damaged {
+                        what: format!("the manifest of disk {}", record.name),
+                        detail: format!("its head {} is sealed", image.head),
+                    });
+                };
+                if head.modified_ns() == 0 {
+                    head.set_modified_ns(image.modified_ns);
+                }
+                Some(Live {
+                    head,
+                    generation: image.generation,
+                    owner: image.owner,
+                    changed_ns: image.modified_ns,
+                })
+            }
+        };
+        let mut snapshots = Vec::new();
+        for snapshot in &record.snapshots {
+            let base = below(snapshot.base)?;
+            snapshots.push((
+                snapshot.name.clone(),
+                Arc::new(Snapshot::restore(snapshot, base)),
+            ));
+        }
+        let state = State {
+            name: record.name.clone(),
+            owner: record.owner,
+            created_ns: record.created_ns,
+            modified_ns: record.modified_ns,
+            live,
+            next_snapshot: record.next_snapshot,
+            next_generation: record.next_generation,
+            snapshots,
+            sequence: record.sequence,
+            nonce: Some(record.nonce),
+        };
+        let disk = Disk::with(engine, record.id, record.number, record.role, state);
+        *disk.durable_layers.lock() = unsealed(record);
+        Ok(Arc::new(disk))
+    }
+
+    /// After recovery: every layer but the head is frozen, and on disk.
+    pub(crate) fn freeze_recovered(&self) -> Result<()> {
+        let head = self.head().map(|head| head.id);
+        for layer in self.layers() {
+            if Some(layer.id) != head && layer.broken().is_none() {
+                layer.freeze();
+                layer.sync()?;
+            }
+        }
+        Ok(())
+    }
+
+    /// What never changes and names it everywhere.
+    pub fn id(&self) -> Uuid {
+        self.id
+    }
+
+    /// Its part of inode numbers.
+    pub fn number(&self) -> u32 {
+        self.number
+    }
+
+    /// Its name.
+    pub fn name(&self) -> String {
+        self.state.read().name.clone()
+    }
+
+    /// Whether it is an imported image.
+    pub fn is_import(&self) -> bool {
+        self.role == Role::Image
+    }
+
+    /// Owner and times of its directory.
+    pub fn attributes(&self) -> DiskAttributes {
+        let state = self.state.read();
+        DiskAttributes {
+            owner: state.owner,
+            created: time::to_system(state.created_ns),
+            modified: time::to_system(state.modified_ns),
+        }
+    }
+
+    /// Changes owner, mode or time of its directory; durable when this
+    /// returns.
+    pub fn set_attributes(&self, change: AttributeChange) -> Result<()> {
+        let _settling = self.engine.settling.read();
+        let meta = self.meta.lock();
+        let mut next = self.state.read().clone();
+        next.owner = change.apply(next.owner);
+        if let Some(modified) = change.modified {
+            next.modified_ns = time::from_system(modified);
+        }
+        self.commit(&meta, next)
+    }
+
+    /// The `meta` lock.
+    pub(crate) fn lock_meta(&self) -> Meta<'_> {
+        self.meta.lock()
+    }
+
+    /// Renames it, in its own manifest only: the caller sees to uniqueness.
+    pub(crate) fn set_name(&self, name: String) -> Result<()> {
+        let _settling = self.engine.settling.read();
+        let meta = self.meta.lock();
+        let mut next = self.state.read().clone();
+        next.name = name;
+        self.commit(&meta, next)
+    }
+
+    /// Writes its manifest as it is now: a new disk's first, or after layers
+    /// were sealed.
+    pub(crate) fn publish(&self) -> Result<()> {
+        let meta = self.meta.lock();
+        let state = self.state.read().clone();
+        self.commit(&meta, state)
+    }
+
+    /// Makes `next` the disk's state: durable first, then visible. If it is
+    /// unknown whether it is durable, nothing becomes visible.
+    fn commit(&self, _meta: &Meta<'_>, mut next: State) -> Result<()> {
+        let previous = next.nonce;
+        next.sequence += 1;
+        next.nonce = Some(Uuid::new_v4());
+        let record = self.record(&next, previous);
+        let named = unsealed(&record);
+        // Until it is known which of the two is on disk, both count.
+        self.durable_layers.lock().extend(named.iter().copied());
+        let replaced = self.engine.manifests.replace(&record);
+        match replaced {
+            Ok(()) => {
+                *self.durable_layers.lock() = named;
+                for (name, snapshot) in &next.snapshots {
+                    snapshot.set_name(name);
+                }
+                *self.state.write() = next;
+                Ok(())
+            }
+            Err(error) => Err(error),
+        }
+    }
+
+    fn record(&self, state: &State, previous: Option<Uuid>) -> DiskRecord {
+        let mut layers = Layers::default();
+        if let Some(live) = &state.live {
+            layers.add(&live.head);
+        }
+        let snapshots = state
+            .snapshots
+            .iter()
+            .map(|(name, snapshot)| {
+                let base = snapshot.base();
+                layers.add_below(&base);
+                snapshot.record(name, base_record(&base))
+            })
+            .collect();
+        DiskRecord {
+            id: self.id,
+            number: self.number,
+            role: self.role,
+            name: state.name.clone(),
+            encryption: Encryption::None,
+            epoch: self.engine.epoch,
+            sequence: state.sequence,
+            nonce: state.nonce.unwrap_or_default(),
+            previous,
+            owner: state.owner,
+            created_ns: state.created_ns,
+            modified_ns: state.modified_ns,
+            image: state.live.as_ref().map(|live| ImageRecord {
+                head: live.head.id,
+                generation: live.generation,
+                owner: live.owner,
+                modified_ns: live.head.modified_ns(),
+            }),
+            next_snapshot: state.next_snapshot,
+            next_generation: state.next_generation,
+            layers: layers.records,
+            snapshots,
+        }
+    }
+
+    /// Every unsealed layer that its image, its snapshots and their grafts
+    /// show, each after those that it depends on.
+    pub(crate) fn layers(&self) -> Vec<Arc<Layer>> {
+        let state = self.state.read();
+        let mut layers = Layers::default();
+        if let Some(live) = &state.live {
+            layers.add(&live.head);
+        }
+        for (_, snapshot) in &state.snapshots {
+            layers.add_below(&snapshot.base());
+        }
+        layers.ordered
+    }
+
+    /// The head of the live image.
+    pub(crate) fn head(&self) -> Option<Arc<Layer>> {
+        self.state
+            .read()
+            .live
+            .as_ref()
+            .map(|live| live.head.clone())
+    }
+
+    /// Unsealed layers that the manifest on disk names.
+    pub(crate) fn durable_layers(&self) -> HashSet<LayerId> {
+        self.durable_layers.lock().clone()
+    }
+
+    /// Lets go of layers that have been sealed.
+    pub(crate) fn settle(&self) {
+        let state = self.state.read().clone();
+        for (_, snapshot) in &state.snapshots {
+            snapshot.settle();
+        }
+        for layer in self.layers() {
+            layer.settle_sources();
+        }
+    }
+
+    fn poison(&self, error: &Error) {
+        if self.poisoned.set(error.to_string()).is_ok() {
+            tracing::error!(
+                "disk {} answers errors until it is reopened: {error}",
+                self.name()
+            );
+        }
+    }
+
+    /// Why it answers errors only, if so.
+    pub fn poisoned(&self) -> Option<&str> {
+        self.poisoned.get().map(String::as_str)
+    }
+
+    fn check_poisoned(&self) -> Result<()> {
+        match self.poisoned.get() {
+            None => Ok(()),
+            Some(cause) => Err(Error::Poisoned {
+                what: format!("disk {}", self.name()),
+                cause: cause.clone(),
+            }),
+        }
+    }
+}
+
+/// Layers in the order of their dependence, and their records.
+#[derive(Default)]
+struct Layers {
+    seen: HashSet<LayerId>,
+    ordered: Vec<Arc<Layer>>,
+    records: Vec<LayerRecord>,
+}
+
+impl Layers {
+    fn add_below(&mut self, below: &Below) {
+        if let Below::Layer(layer) = below.settled() {
+            self.add(&layer);
+        }
+    }
+
+    fn add(&mut self, layer: &Arc<Layer>) {
+        if !self.seen.insert(layer.id) {
+            return;
+        }
+        let below = layer.below();
+        self.add_below(&below);
+        for (name, source) in layer.sources() {
+            let source = source.settled();
+            self.add_below(&source);
+            if let (GraftSource::Layer(id), Below::Root(root)) = (name, &source)
+                && self.seen.insert(id)
+            {
+                // Its files are gone; the log that names it is not.
+                self.records.push(LayerRecord {
+                    id,
+                    base: BaseRecord::Empty,
+                    size: root.root.size,
+                    root: Some(root.id),
+                    key_id: 0,
+                });
+            }
+        }
+        self.ordered.push(layer.clone());
+        self.records.push(LayerRecord {
+            id: layer.id,
+            base: base_record(&below),
+            size: layer.begin_size,
+            root: None,
+            key_id: 0,
+        });
+    }
+}
+
+fn base_record(below: &Below) -> BaseRecord {
+    match below.settled() {
+        Below::Empty => BaseRecord::Empty,
+        Below::Root(root) => BaseRecord::Root(root.id),
+        Below::Layer(layer) => BaseRecord::Layer(layer.id),
+    }
+}
+
+fn unsealed(record: &DiskRecord) -> HashSet<LayerId> {
+    record
+        .layers
+        .iter()
+        .filter(|layer| layer.root.is_none())
+        .map(|layer| layer.id)
+        .collect()
+}

@@ -1,0 +1,158 @@
+//! `copy_file_range`: whole chunks are shared, only the rest is copied.
+
+use super::layer::{MAX_BLOCK, MAX_SIZE};
+use super::*;
+
+/// Bytes copied through memory in one call at most; the caller asks again.
+const COPY_MAX: u64 = 16 << 20;
+/// Bytes read and written at a time.
+const COPY_PIECE: u64 = 1 << 20;
+
+/// What is copied from.
+pub enum Source {
+    /// The live image of a disk, or an imported image.
+    Live(Arc<Disk>),
+    /// A snapshot of a disk.
+    Snapshot(Arc<Disk>, Arc<Snapshot>),
+}
+
+impl Source {
+    fn size(&self) -> Result<u64> {
+        match self {
+            Source::Live(disk) => Ok(disk
+                .live()
+                .ok_or_else(|| Error::NoImage { disk: disk.name() })?
+                .size),
+            Source::Snapshot(_, snapshot) => Ok(snapshot.size),
+        }
+    }
+
+    fn read(&self, offset: u64, buf: &mut [u8]) -> Result<usize> {
+        let attempt = match self {
+            Source::Live(disk) => disk.read(offset, buf, Wait::Yes)?,
+            Source::Snapshot(disk, snapshot) => {
+                disk.read_snapshot(snapshot, offset, buf, Wait::Yes)?
+            }
+        };
+        Ok(attempt.waited())
+    }
+
+    /// What shows this range of it and never changes.
+    fn fixed(&self, range: std::ops::Range<u64>) -> Result<Below> {
+        match self {
+            Source::Snapshot(_, snapshot) => Ok(snapshot.base()),
+            Source::Live(disk) => disk.fixed(range),
+        }
+    }
+}
+
+impl Disk {
+    /// What shows a range of the live image and never changes: what is below
+    /// the head if the head does not touch the range, else the head, frozen.
+    fn fixed(&self, range: std::ops::Range<u64>) -> Result<Below> {
+        if let Some(snapshot) = self.imported() {
+            return Ok(snapshot.base());
+        }
+        let meta = self.meta.lock();
+        let head = self
+            .head()
+            .ok_or_else(|| Error::NoImage { disk: self.name() })?;
+        if !head.touches(range) {
+            return Ok(head.below());
+        }
+        Ok(self.freeze(&meta)?.base)
+    }
+
+    /// Copies up to `len` bytes from `from` of the source to `to` of this
+    /// disk's live image and answers how many: fewer where the rest is
+    /// copied in another way or is past the source's end. Ranges that lie
+    /// alike in their chunks share the chunks.
+    pub fn copy_range(
+        self: &Arc<Self>,
+        source: &Source,
+        from: u64,
+        to: u64,
+        len: u64,
+    ) -> Result<u64> {
+        let source_size = source.size()?;
+        let len = len.min(source_size.saturating_sub(from));
+        if len == 0 {
+            return Ok(0);
+        }
+        let end = to
+            .checked_add(len)
+            .filter(|end| *end <= MAX_SIZE)
+            .ok_or(Error::TooLarge {
+                size: to.saturating_add(len),
+                limit: MAX_SIZE,
+            })?;
+        let same = matches!(source, Source::Live(disk) if disk.id == self.id);
+        if same && from < end && to < from + len {
+            return Err(Error::InvalidArgument {
+                what: "the ranges overlap".into(),
+            });
+        }
+        let unit = self.engine.sealed.chunk_size();
+        if from % unit != to % unit {
+            return self.copy_bytes(source, from, to, len.min(COPY_MAX));
+        }
+        let lead = to.next_multiple_of(unit) - to;
+        if lead > 0 {
+            return self.copy_bytes(source, from, to, len.min(lead));
+        }
+        // A last part of a chunk may be shared as well if it ends both: what
+        // follows is zeros in the source's chunk, and nothing here.
+        let size = self.live().map_or(0, |live| live.size);
+        let ends_both = from + len == source_size && end >= size;
+        let shared = if ends_both { len } else { len - len % unit };
+        if shared == 0 {
+            return self.copy_bytes(source, from, to, len);
+        }
+        self.share_chunks(source, from, to, shared)
+    }
+
+    fn copy_bytes(&self, source: &Source, from: u64, to: u64, len: u64) -> Result<u64> {
+        let mut buf = vec![0; len.min(COPY_PIECE) as usize];
+        let mut done = 0;
+        while done < len {
+            let want = (len - done).min(COPY_PIECE) as usize;
+            let read = source.read(from + done, &mut buf[..want])?;
+            if read == 0 {
+                break;
+            }
+            self.write(to + done, &buf[..read], Wait::Yes)?.waited();
+            done += read as u64;
+        }
+        Ok(done)
+    }
+
+    fn share_chunks(&self, source: &Source, from: u64, to: u64, len: u64) -> Result<u64> {
+        self.engine.check_open()?;
+        self.engine.capacity.check_write(layer::BLOCK)?;
+        let unit = self.engine.sealed.chunk_size();
+        let blocks = unit / layer::BLOCK;
+        // Whatever is in hand here and in no manifest yet keeps its files.
+        let _settling = self.engine.settling.read();
+        let base = source.fixed(from..from + len)?;
+        let meta = self.meta.lock();
+        if let Below::Layer(layer) = &base
+            && !self.durable_layers.lock().contains(&layer.id)
+        {
+            // The manifest names the layer before a log can name it.
+            let head = self
+                .head()
+                .ok_or_else(|| Error::NoImage { disk: self.name() })?;
+            head.keep_source(&base);
+            let state = self.state.read().clone();
+            self.commit(&meta, state)?;
+        }
+        let chunks = to / unit..(to + len).div_ceil(unit);
+        let last = (chunks.end * blocks).min(MAX_BLOCK);
+        let _range = self.ranges.lock(chunks.start * blocks..last);
+        let head = self.enter()?;
+        head.graft(chunks, &base, from / unit)?;
+        head.grow(to + len);
+        self.changed(&head);
+        Ok(len)
+    }
+}

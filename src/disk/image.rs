@@ -1,0 +1,447 @@
+//! Making, dropping, freezing and replacing the live image.
+
+use super::layer::{BLOCK, MAX_BLOCK};
+use super::opens::What;
+use super::*;
+use crate::manifest::SnapshotKind;
+use crate::name::SnapshotName;
+
+/// How long what was dropped with a live image is kept.
+const DROPPED_KEPT_NS: i64 = 7 * 24 * 3600 * 1_000_000_000;
+
+/// How long after its last writer an import is finished.
+const IMPORT_DELAY: Duration = Duration::from_secs(2);
+
+/// A view at one instant.
+pub(super) struct Frozen {
+    pub base: Below,
+    pub size: u64,
+    pub owner: Owner,
+    pub at_ns: i64,
+}
+
+impl Disk {
+    /// Makes an empty live image; durable when this returns.
+    pub fn create_image(&self, owner: Owner) -> Result<()> {
+        self.engine.check_open()?;
+        self.engine.capacity.check_write(BLOCK)?;
+        let _settling = self.engine.settling.read();
+        let meta = self.meta.lock();
+        let mut next = self.state.read().clone();
+        if next.live.is_some() || (self.is_import() && !next.snapshots.is_empty()) {
+            return Err(Error::Exists {
+                what: "live image",
+                name: format!("{}/disk.img", next.name),
+            });
+        }
+        let head = self.engine.new_layer(Below::Empty, 0)?;
+        let now = time::now_ns();
+        head.set_modified_ns(now);
+        next.live = Some(Live {
+            head,
+            generation: next.next_generation,
+            owner,
+            changed_ns: now,
+        });
+        next.next_generation += 1;
+        next.modified_ns = now;
+        self.commit(&meta, next)
+            .inspect_err(|_| self.engine.work.raise(|work| work.seal = true))
+    }
+
+    /// Counts the live image as open. A finished import opens for reading
+    /// only; a live image that is being replaced is [`Error::Busy`].
+    pub fn open_live(self: &Arc<Self>, write: bool) -> Result<Opened> {
+        if write && !self.image_writable() {
+            return Err(Error::ReadOnly {
+                what: format!("the image {}", self.name()),
+            });
+        }
+        let what: &[What] = if write {
+            &[What::Live, What::LiveForWriting]
+        } else {
+            &[What::Live]
+        };
+        self.opens.open(what).ok_or_else(|| Error::Busy {
+            what: format!("the live image of {}", self.name()),
+            by: vec!["it is being replaced".into()],
+        })
+    }
+
+    /// Whether it can be written: false for a finished import.
+    pub fn image_writable(&self) -> bool {
+        self.state.read().live.is_some()
+    }
+
+    /// Whether anybody has the live image open.
+    pub fn is_open(&self) -> bool {
+        self.opens.count(What::Live) > 0
+    }
+
+    /// Keeps the image of an import closed, to remove it.
+    pub(crate) fn keep_closed(&self) -> Result<impl Drop + '_> {
+        self.opens.keep_closed().ok_or_else(|| self.busy_open())
+    }
+
+    fn busy_open(&self) -> Error {
+        Error::Busy {
+            what: format!("the live image of {}", self.name()),
+            by: vec!["it is open, or mounted as a loop device".into()],
+        }
+    }
+
+    /// Freezes the head and puts a new one over it; answers the view as it
+    /// was at the swap, synced with everything below it. Writers are not
+    /// stopped. A head that nothing was written to stays, and what is below
+    /// it is answered.
+    pub(super) fn freeze(&self, meta: &Meta<'_>) -> Result<Frozen> {
+        self.check_poisoned()?;
+        let live = self
+            .state
+            .read()
+            .live
+            .clone()
+            .ok_or_else(|| Error::NoImage { disk: self.name() })?;
+        let old = live.head.clone();
+        let at_ns = time::now_ns();
+        if old.is_untouched() {
+            let base = old.below();
+            if let Below::Layer(layer) = &base {
+                self.sync_chain(layer)?;
+            }
+            return Ok(Frozen {
+                base,
+                size: old.begin_size,
+                owner: live.owner,
+                at_ns,
+            });
+        }
+        // The new head begins with the size that the old one ends with, so
+        // nobody may change it meanwhile: whoever does touches the last
+        // block or one behind it. All others go on.
+        let range = loop {
+            let size = old.size();
+            let range = self.ranges.lock(size / BLOCK..MAX_BLOCK);
+            if old.size() == size {
+                break range;
+            }
+        };
+        let head = self
+            .engine
+            .new_layer(Below::Layer(old.clone()), old.size())?;
+        head.set_modified_ns(old.modified_ns());
+        let mut next = self.state.read().clone();
+        if let Some(live) = &mut next.live {
+            live.head = head.clone();
+        }
+        // Durable before it is written to, or an fsync of the new head could
+        // be answered and its layer never be found again.
+        if let Err(error) = self.commit(meta, next) {
+            self.engine.work.raise(|work| work.seal = true);
+            return Err(error);
+        }
+        let at_ns = time::now_ns();
+        drop(range);
+        old.freeze();
+        self.sync_chain(&old)?;
+        self.engine.work.raise(|work| work.seal = true);
+        Ok(Frozen {
+            size: old.size(),
+            base: Below::Layer(old),
+            owner: live.owner,
+            at_ns,
+        })
+    }
+
+    /// Syncs a frozen layer and every one below it that is not clean.
+    fn sync_chain(&self, layer: &Arc<Layer>) -> Result<()> {
+        let mut chain = vec![layer.clone()];
+        while let Below::Layer(below) = chain[chain.len() - 1].below() {
+            if below.is_clean() {
+                break;
+            }
+            chain.push(below);
+        }
+        for layer in chain.iter().rev() {
+            if layer.is_clean() {
+                continue;
+            }
+            layer.sync().inspect_err(|error| {
+                if !error.is_no_space() {
+                    self.poison(error);
+                }
+            })?;
+        }
+        Ok(())
+    }
+
+    /// Whether a snapshot shows just what the live image shows.
+    fn is_kept(&self, state: &State, frozen: &Frozen) -> bool {
+        let record = base_record(&frozen.base);
+        (record == BaseRecord::Empty && frozen.size == 0)
+            || state.snapshots.iter().any(|(_, snapshot)| {
+                snapshot.size == frozen.size && base_record(&snapshot.base()) == record
+            })
+    }
+
+    /// A name that no snapshot of `state` has.
+    fn free_name(state: &State, wanted: String) -> String {
+        let taken = |name: &str| state.snapshots.iter().any(|(other, _)| other == name);
+        if !taken(&wanted) {
+            return wanted;
+        }
+        (2..)
+            .map(|n| format!("{wanted}-{n}"))
+            .find(|name| !taken(name))
+            .unwrap_or(wanted)
+    }
+
+    fn keep(
+        &self,
+        next: &mut State,
+        prefix: &str,
+        frozen: &Frozen,
+        kept_ns: Option<i64>,
+    ) -> String {
+        let name = Self::free_name(next, format!("{prefix}-{}", time::compact(frozen.at_ns)));
+        let mut snapshot = Snapshot::new(
+            next.next_snapshot,
+            SnapshotKind::Kept,
+            frozen.base.clone(),
+            frozen.size,
+            frozen.at_ns,
+            frozen.owner,
+        );
+        snapshot.expires_ns = kept_ns.map(|kept| frozen.at_ns + kept);
+        next.next_snapshot += 1;
+        next.snapshots.push((name.clone(), Arc::new(snapshot)));
+        name
+    }
+
+    /// Drops the live image. What no snapshot holds is first kept as
+    /// `dropped-<time>`.
+    pub fn drop_image(&self) -> Result<()> {
+        let closed = self.opens.keep_closed().ok_or_else(|| self.busy_open())?;
+        let _settling = self.engine.settling.read();
+        let meta = self.meta.lock();
+        // What cannot be synced any more can still be dropped.
+        let frozen = match self.poisoned() {
+            None => Some(self.freeze(&meta)?),
+            Some(_) => None,
+        };
+        let mut next = self.state.read().clone();
+        if let Some(frozen) = &frozen
+            && !self.is_import()
+            && !self.is_kept(&next, frozen)
+        {
+            let name = self.keep(&mut next, "dropped", frozen, Some(DROPPED_KEPT_NS));
+            tracing::info!("disk {}: its dropped image is kept as {name}", next.name);
+        }
+        next.live = None;
+        next.modified_ns = time::now_ns();
+        self.commit(&meta, next)?;
+        drop(closed);
+        self.engine.work.raise(|work| {
+            work.seal = true;
+            work.collect = true;
+        });
+        Ok(())
+    }
+
+    /// Makes the live image what a snapshot is. What it was is kept as a
+    /// snapshot, whose name is answered, unless `discard` or one has it
+    /// already.
+    pub fn rollback(self: &Arc<Self>, name: &str, discard: bool) -> Result<Option<String>> {
+        self.engine.check_open()?;
+        let _closed = self.opens.keep_closed().ok_or_else(|| self.busy_open())?;
+        let _settling = self.engine.settling.read();
+        let meta = self.meta.lock();
+        let target = self.find(name)?;
+        let owner = self.state.read().live.as_ref().map(|live| live.owner);
+        let frozen = match owner {
+            Some(_) if !discard => Some(self.freeze(&meta)?),
+            _ => None,
+        };
+        let mut next = self.state.read().clone();
+        let kept = match &frozen {
+            Some(frozen) if !self.is_kept(&next, frozen) => {
+                Some(self.keep(&mut next, "before-rollback", frozen, None))
+            }
+            _ => None,
+        };
+        let head = self.engine.new_layer(target.base(), target.size)?;
+        let now = time::now_ns();
+        head.set_modified_ns(now);
+        next.live = Some(Live {
+            head,
+            generation: next.next_generation,
+            owner: owner.unwrap_or(target.owner),
+            changed_ns: now,
+        });
+        next.next_generation += 1;
+        next.modified_ns = now;
+        let committed = self.commit(&meta, next);
+        self.engine.work.raise(|work| {
+            work.seal = true;
+            work.collect |= discard;
+        });
+        committed?;
+        *self.last_rollback.lock() = kept.clone().unwrap_or_default();
+        tracing::info!(
+            "disk {}: rolled back to {name}{}",
+            self.name(),
+            match &kept {
+                Some(kept) => format!(", what it was is kept as {kept}"),
+                None => String::new(),
+            }
+        );
+        Ok(kept)
+    }
+
+    /// The snapshot that the last rollback of this run kept; empty if none.
+    pub fn last_rollback(&self) -> String {
+        self.last_rollback.lock().clone()
+    }
+
+    /// Notes that the last writer of an import is gone. Programs close and
+    /// open again between writing, so it is finished a little later.
+    pub fn released(&self) {
+        if self.is_import() && self.image_writable() {
+            *self.finish_at.lock() = Some(Instant::now() + IMPORT_DELAY);
+            self.engine.work.raise(|work| work.finish = true);
+        }
+    }
+
+    /// When it is to be finished, if it is an import that nobody writes.
+    pub(crate) fn finish_at(&self) -> Option<Instant> {
+        *self.finish_at.lock()
+    }
+
+    /// Ends the import of an image: from now on it is read-only. Nothing
+    /// happens while somebody writes it, or when it is finished already.
+    pub fn finish_import(self: &Arc<Self>) -> Result<()> {
+        if !self.is_import() {
+            return Ok(());
+        }
+        *self.finish_at.lock() = None;
+        if self.opens.count(What::LiveForWriting) > 0 {
+            return Ok(());
+        }
+        let _settling = self.engine.settling.read();
+        let meta = self.meta.lock();
+        if self.state.read().live.is_none() || self.opens.count(What::LiveForWriting) > 0 {
+            return Ok(());
+        }
+        let frozen = self.freeze(&meta)?;
+        let mut next = self.state.read().clone();
+        let name = SnapshotName::parse("image".as_ref())?;
+        next.snapshots.push((
+            name.into(),
+            Arc::new(Snapshot::new(
+                next.next_snapshot,
+                SnapshotKind::Kept,
+                frozen.base,
+                frozen.size,
+                frozen.at_ns,
+                frozen.owner,
+            )),
+        ));
+        next.next_snapshot += 1;
+        next.live = None;
+        self.commit(&meta, next)?;
+        self.engine.work.raise(|work| work.seal = true);
+        Ok(())
+    }
+}
+
+/// The parts of snapshots that need the disk's state.
+impl Disk {
+    pub(crate) fn list_snapshots(&self) -> Vec<Arc<Snapshot>> {
+        let state = self.state.read();
+        state.snapshots.iter().map(|(_, s)| s.clone()).collect()
+    }
+
+    pub(crate) fn find(&self, name: &str) -> Result<Arc<Snapshot>> {
+        let state = self.state.read();
+        let found = state.snapshots.iter().find(|(other, _)| other == name);
+        found
+            .map(|(_, snapshot)| snapshot.clone())
+            .ok_or_else(|| Error::Missing {
+                what: "snapshot",
+                name: name.to_owned(),
+            })
+    }
+
+    pub(crate) fn check_new_name(&self, name: &str) -> Result<()> {
+        match self.find(name) {
+            Ok(_) => Err(Error::Exists {
+                what: "snapshot",
+                name: name.to_owned(),
+            }),
+            Err(_) => Ok(()),
+        }
+    }
+
+    pub(crate) fn take(
+        &self,
+        meta: &Meta<'_>,
+        name: &str,
+        kind: SnapshotKind,
+    ) -> Result<Arc<Snapshot>> {
+        let frozen = self.freeze(meta)?;
+        let mut next = self.state.read().clone();
+        let snapshot = Arc::new(Snapshot::new(
+            next.next_snapshot,
+            kind,
+            frozen.base,
+            frozen.size,
+            frozen.at_ns,
+            frozen.owner,
+        ));
+        next.next_snapshot += 1;
+        next.snapshots.push((name.to_owned(), snapshot.clone()));
+        self.commit(meta, next)?;
+        Ok(snapshot)
+    }
+
+    pub(crate) fn forget_snapshot(&self, meta: &Meta<'_>, name: &str) -> Result<()> {
+        let mut next = self.state.read().clone();
+        next.snapshots.retain(|(other, _)| other != name);
+        self.commit(meta, next)
+    }
+
+    pub(crate) fn set_snapshot_name(&self, meta: &Meta<'_>, from: &str, to: &str) -> Result<()> {
+        let mut next = self.state.read().clone();
+        for (name, _) in &mut next.snapshots {
+            if name == from {
+                *name = to.to_owned();
+            }
+        }
+        self.commit(meta, next)
+    }
+
+    pub(crate) fn count_snapshot_open(&self, number: u32) -> Result<Opened> {
+        self.opens
+            .open(&[What::Snapshot(number)])
+            .ok_or(Error::Closing)
+    }
+
+    pub(crate) fn is_snapshot_open(&self, number: u32) -> bool {
+        self.opens.count(What::Snapshot(number)) > 0
+    }
+
+    /// Whether a snapshot is closed, after a wait for a close on its way.
+    pub(crate) fn snapshot_settles_closed(&self, number: u32) -> bool {
+        self.opens.settles_at(What::Snapshot(number), 0)
+    }
+
+    /// Names of the images that are links to a snapshot.
+    pub(crate) fn links_of(&self, snapshot: &Snapshot) -> Vec<String> {
+        let links = self.engine.links.lock();
+        links
+            .iter()
+            .filter(|(_, link)| link.disk == self.id && link.snapshot == snapshot.id)
+            .map(|(name, _)| name.clone())
+            .collect()
+    }
+}

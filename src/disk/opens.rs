@@ -1,0 +1,127 @@
+//! Who has what of a disk open.
+
+use parking_lot::{Condvar, Mutex};
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+/// How long a check waits for a close that has returned to its caller but
+/// whose RELEASE is still on its way.
+const RELEASE_WAIT: Duration = Duration::from_secs(1);
+
+/// What can be open.
+#[derive(Clone, Copy, PartialEq, Eq, Hash)]
+pub(super) enum What {
+    Live,
+    LiveForWriting,
+    /// By number.
+    Snapshot(u32),
+}
+
+#[derive(Default)]
+struct Counts {
+    open: HashMap<What, u64>,
+    /// Nobody may open the live image meanwhile.
+    closed: bool,
+}
+
+/// The open files of a disk.
+#[derive(Default)]
+pub(super) struct Opens {
+    counts: Mutex<Counts>,
+    closed: Condvar,
+}
+
+/// An open file; closed when dropped.
+pub struct Opened {
+    opens: Arc<Opens>,
+    what: Vec<What>,
+    first: bool,
+}
+
+impl Opened {
+    /// Whether nobody else had it open at that time.
+    pub fn first(&self) -> bool {
+        self.first
+    }
+}
+
+impl Drop for Opened {
+    fn drop(&mut self) {
+        let mut counts = self.opens.counts.lock();
+        for what in &self.what {
+            if let Some(count) = counts.open.get_mut(what) {
+                *count -= 1;
+                if *count == 0 {
+                    counts.open.remove(what);
+                }
+            }
+        }
+        drop(counts);
+        self.opens.closed.notify_all();
+    }
+}
+
+/// Keeps the live image closed; opens it again when dropped.
+pub(super) struct KeptClosed<'a>(&'a Opens);
+
+impl Drop for KeptClosed<'_> {
+    fn drop(&mut self) {
+        self.0.counts.lock().closed = false;
+    }
+}
+
+impl Opens {
+    /// Counts an open file; None while the live image is kept closed.
+    pub fn open(self: &Arc<Self>, what: &[What]) -> Option<Opened> {
+        let mut counts = self.counts.lock();
+        if counts.closed && what.contains(&What::Live) {
+            return None;
+        }
+        let mut first = true;
+        for what in what {
+            let count = counts.open.entry(*what).or_default();
+            first &= *count == 0 || *what == What::LiveForWriting;
+            *count += 1;
+        }
+        Some(Opened {
+            opens: self.clone(),
+            what: what.to_vec(),
+            first,
+        })
+    }
+
+    /// How often it is open now.
+    pub fn count(&self, what: What) -> u64 {
+        self.counts.lock().open.get(&what).copied().unwrap_or(0)
+    }
+
+    /// Whether it is open at most `allowed` times, waiting a little for
+    /// closes that are on their way.
+    pub fn settles_at(&self, what: What, allowed: u64) -> bool {
+        let deadline = Instant::now() + RELEASE_WAIT;
+        let mut counts = self.counts.lock();
+        loop {
+            if counts.open.get(&what).copied().unwrap_or(0) <= allowed {
+                return true;
+            }
+            if self.closed.wait_until(&mut counts, deadline).timed_out() {
+                return false;
+            }
+        }
+    }
+
+    /// Waits a little until the live image is closed, and keeps it so; None
+    /// if it stays open.
+    pub fn keep_closed(&self) -> Option<KeptClosed<'_>> {
+        let deadline = Instant::now() + RELEASE_WAIT;
+        let mut counts = self.counts.lock();
+        while counts.open.contains_key(&What::Live) || counts.closed {
+            if self.closed.wait_until(&mut counts, deadline).timed_out() {
+                return None;
+            }
+        }
+        counts.closed = true;
+        Some(KeptClosed(self))
+    }
+}

@@ -1,0 +1,629 @@
+//! The FUSE adapter: each operation is one call into the [tree](crate::tree)
+//! or a [disk](crate::disk) and one reply.
+//!
+//! Threads (invariant 9): those that take requests from the kernel never
+//! wait. Data is tried at once and goes to a pool if it would have to wait
+//! ([`data`]); whatever changes or renders metadata goes to a pool of its
+//! own; fsync is answered by whoever completes the flush. No lock is held
+//! across a reply.
+
+use crate::error::Error;
+use crate::tree::Node;
+use crate::tree::attribute::{Effect, PREFIX};
+use crate::tree::change::Change;
+use fuser::{
+    BsdFileFlags, CopyFileRangeFlags, Errno, FileHandle, Filesystem, FopenFlags, Generation,
+    INodeNo, InitFlags, IoctlFlags, KernelConfig, LockOwner, OpenAccMode, OpenFlags, RenameFlags,
+    ReplyAttr, ReplyCreate, ReplyData, ReplyDirectory, ReplyEmpty, ReplyEntry, ReplyIoctl,
+    ReplyLseek, ReplyOpen, ReplyStatfs, ReplyWrite, ReplyXattr, Request, TimeOrNow, WriteFlags,
+};
+use handle::Handle;
+use parking_lot::Mutex;
+use request::{
+    attributes_live, file_attr, file_type, name_lives, owner, process_of, refused, reply_entry,
+    time,
+};
+use shared::Shared;
+use std::ffi::OsStr;
+use std::io;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::SystemTime;
+
+pub mod control;
+mod data;
+pub mod errno;
+mod handle;
+pub mod inode;
+mod mount;
+mod open;
+mod request;
+mod shared;
+
+pub use mount::{MountOptions, Unmounter, check_mount_point, serve};
+
+/// The largest write that the kernel sends, in bytes.
+const MAX_WRITE: u32 = 1024 * 1024;
+/// Requests of read-ahead and direct I/O that may be under way.
+const MAX_BACKGROUND: u16 = 64;
+/// The unit that statfs counts in, in bytes.
+const STATFS_BLOCK: u64 = 4096;
+
+/// The filesystem that fuser calls.
+struct Adapter(Arc<Shared>);
+
+impl Filesystem for Adapter {
+    fn init(&mut self, _: &Request, config: &mut KernelConfig) -> io::Result<()> {
+        let wanted = [
+            InitFlags::FUSE_ASYNC_DIO,
+            InitFlags::FUSE_PARALLEL_DIROPS,
+            // Nothing here ever has a set-user-id bit or capabilities, so
+            // there is nothing to clear; without this the kernel would ask
+            // for security.capability before every single write.
+            InitFlags::FUSE_HANDLE_KILLPRIV_V2,
+        ];
+        for flag in wanted {
+            if let Err(lacking) = config.add_capabilities(flag) {
+                tracing::info!(?lacking, "this kernel lacks a capability of FUSE");
+            }
+        }
+        // The nearest possible value otherwise.
+        if let Err(nearest) = config.set_max_write(MAX_WRITE) {
+            tracing::info!(nearest, "smaller writes than wanted");
+        }
+        if let Err(nearest) = config.set_max_background(MAX_BACKGROUND) {
+            tracing::info!(nearest, "fewer background requests than wanted");
+        }
+        Ok(())
+    }
+
+    fn lookup(&self, _: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
+        let found = self.0.find(parent, name);
+        let name = name.to_owned();
+        self.with_attributes(found, move |shared, found| match found {
+            Ok(found) => reply_entry(reply, &found),
+            // Asking for what is not there is no refusal.
+            Err(Error::Missing { .. }) => reply.error(Errno::ENOENT),
+            Err(error) => reply.error(refused("lookup", shared.shown_in(parent, &name), &error)),
+        });
+    }
+
+    fn getattr(&self, _: &Request, number: INodeNo, _: Option<FileHandle>, reply: ReplyAttr) {
+        self.with_attributes(self.0.node(number), move |shared, found| match found {
+            Ok(found) => reply.attr(&attributes_live(found.node), &file_attr(&found)),
+            Err(error) => reply.error(refused("stat", shared.shown(number), &error)),
+        });
+    }
+
+    fn setattr(
+        &self,
+        request: &Request,
+        number: INodeNo,
+        mode: Option<u32>,
+        uid: Option<u32>,
+        gid: Option<u32>,
+        size: Option<u64>,
+        _: Option<TimeOrNow>,
+        modified: Option<TimeOrNow>,
+        _: Option<SystemTime>,
+        handle: Option<FileHandle>,
+        _: Option<SystemTime>,
+        _: Option<SystemTime>,
+        _: Option<SystemTime>,
+        _: Option<BsdFileFlags>,
+        reply: ReplyAttr,
+    ) {
+        let change = Change {
+            uid,
+            gid,
+            mode,
+            modified: modified.map(time),
+            size,
+        };
+        let thread = request.pid();
+        self.meta(move |shared| {
+            let changed = shared.node(number).and_then(|node| {
+                let writer = match (node, handle) {
+                    (_, Some(_)) => true,
+                    (Node::Live(disk) | Node::Import(disk), None) => {
+                        shared.handles.has_writer_of(disk, thread)
+                    }
+                    _ => false,
+                };
+                shared.tree.change(node, change, writer)?;
+                shared.attributes(node)
+            });
+            match changed {
+                Ok(found) => reply.attr(&attributes_live(found.node), &file_attr(&found)),
+                Err(error) => reply.error(refused("setattr", shared.shown(number), &error)),
+            }
+        });
+    }
+
+    fn readlink(&self, _: &Request, number: INodeNo, reply: ReplyData) {
+        match self
+            .0
+            .node(number)
+            .and_then(|node| self.0.tree.target(node))
+        {
+            Ok(target) => reply.data(target.as_bytes()),
+            Err(error) => reply.error(refused("readlink", self.0.shown(number), &error)),
+        }
+    }
+
+    fn mknod(
+        &self,
+        request: &Request,
+        parent: INodeNo,
+        name: &OsStr,
+        mode: u32,
+        _: u32,
+        _: u32,
+        reply: ReplyEntry,
+    ) {
+        let (name, owner) = (name.to_owned(), owner(request, mode));
+        self.meta(move |shared| {
+            shared.answer_made("mknod", parent, &name, reply, |parent| {
+                match mode & libc::S_IFMT {
+                    0 | libc::S_IFREG => shared.tree.make_file(parent, &name, owner),
+                    _ => shared.tree.make_other(parent, &name),
+                }
+            });
+        });
+    }
+
+    fn mkdir(
+        &self,
+        request: &Request,
+        parent: INodeNo,
+        name: &OsStr,
+        mode: u32,
+        _: u32,
+        reply: ReplyEntry,
+    ) {
+        let (name, owner) = (name.to_owned(), owner(request, mode));
+        self.meta(move |shared| {
+            shared.answer_made("mkdir", parent, &name, reply, |parent| {
+                shared.tree.make_directory(parent, &name, owner)
+            });
+        });
+    }
+
+    fn unlink(&self, request: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
+        let (name, thread) = (name.to_owned(), request.pid());
+        self.meta(move |shared| {
+            let removed = shared
+                .node(parent)
+                .and_then(|parent| shared.tree.remove_file(parent, &name, process_of(thread)));
+            match removed {
+                Ok(()) => reply.ok(),
+                Err(error) => {
+                    reply.error(refused("unlink", shared.shown_in(parent, &name), &error))
+                }
+            }
+        });
+    }
+
+    fn rmdir(&self, request: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
+        let (name, thread) = (name.to_owned(), request.pid());
+        self.meta(move |shared| {
+            let process = process_of(thread);
+            let removed = shared
+                .node(parent)
+                .and_then(|parent| shared.tree.remove_directory(parent, &name, process));
+            match removed {
+                Ok(()) => reply.ok(),
+                Err(error) => reply.error(refused("rmdir", shared.shown_in(parent, &name), &error)),
+            }
+        });
+    }
+
+    fn symlink(&self, _: &Request, parent: INodeNo, name: &OsStr, _: &Path, reply: ReplyEntry) {
+        let name = name.to_owned();
+        self.meta(move |shared| {
+            shared.answer_made("symlink", parent, &name, reply, |parent| {
+                shared.tree.make_other(parent, &name)
+            });
+        });
+    }
+
+    fn rename(
+        &self,
+        _: &Request,
+        parent: INodeNo,
+        name: &OsStr,
+        new_parent: INodeNo,
+        new_name: &OsStr,
+        flags: RenameFlags,
+        reply: ReplyEmpty,
+    ) {
+        let (name, new_name) = (name.to_owned(), new_name.to_owned());
+        self.meta(move |shared| {
+            let renamed = (|| {
+                if flags.intersects(RenameFlags::RENAME_EXCHANGE | RenameFlags::RENAME_WHITEOUT) {
+                    return Err(Error::InvalidArgument {
+                        what: "exchanging names".into(),
+                    });
+                }
+                shared.tree.rename(
+                    shared.node(parent)?,
+                    &name,
+                    shared.node(new_parent)?,
+                    &new_name,
+                    flags.contains(RenameFlags::RENAME_NOREPLACE),
+                )
+            })();
+            match renamed {
+                Ok(()) => reply.ok(),
+                Err(error) => {
+                    let (from, to) = (
+                        shared.shown_in(parent, &name),
+                        shared.shown_in(new_parent, &new_name),
+                    );
+                    let on = format!("{from} to {to}");
+                    reply.error(refused("rename", on, &error));
+                }
+            }
+        });
+    }
+
+    fn link(
+        &self,
+        _: &Request,
+        number: INodeNo,
+        new_parent: INodeNo,
+        new_name: &OsStr,
+        reply: ReplyEntry,
+    ) {
+        let new_name = new_name.to_owned();
+        self.meta(move |shared| {
+            shared.answer_made("link", new_parent, &new_name, reply, |parent| {
+                let node = shared.node(number)?;
+                shared.tree.link(node, parent, &new_name)
+            });
+        });
+    }
+
+    fn open(&self, request: &Request, number: INodeNo, flags: OpenFlags, reply: ReplyOpen) {
+        let write = flags.acc_mode() != OpenAccMode::O_RDONLY;
+        let thread = request.pid();
+        let work = move |shared: &Shared| match shared
+            .node(number)
+            .and_then(|node| shared.open(node, write, thread))
+        {
+            Ok((handle, flags)) => {
+                reply.opened(FileHandle(shared.handles.insert(handle)), flags);
+            }
+            Err(error) => reply.error(refused("open", shared.shown(number), &error)),
+        };
+        match inode::node_of(number.0) {
+            // Finishing an import and rendering wait.
+            Some(Node::Import(_) | Node::SnapshotInfo(..)) => self.meta(work),
+            _ => work(&self.0),
+        }
+    }
+
+    fn create(
+        &self,
+        request: &Request,
+        parent: INodeNo,
+        name: &OsStr,
+        mode: u32,
+        _: u32,
+        flags: i32,
+        reply: ReplyCreate,
+    ) {
+        let (name, owner, thread) = (name.to_owned(), owner(request, mode), request.pid());
+        let write = OpenFlags(flags).acc_mode() != OpenAccMode::O_RDONLY;
+        self.meta(move |shared| {
+            let created = (|| {
+                let parent = shared.node(parent)?;
+                let node = match shared.tree.make_file(parent, &name, owner) {
+                    // Somebody else was faster, which O_CREAT alone allows.
+                    Err(Error::Exists { .. }) if flags & libc::O_EXCL == 0 => {
+                        shared.tree.find(parent, &name)
+                    }
+                    made => made,
+                }?;
+                let attributes = shared.attributes(node)?;
+                let (handle, flags) = shared.open(node, write, thread)?;
+                Ok((attributes, handle, flags))
+            })();
+            match created {
+                Ok((attributes, handle, flags)) => reply.created(
+                    // One time for name and attributes: the shorter.
+                    &name_lives(attributes.node).min(attributes_live(attributes.node)),
+                    &file_attr(&attributes),
+                    Generation(attributes.generation),
+                    FileHandle(shared.handles.insert(handle)),
+                    flags,
+                ),
+                Err(error) => {
+                    reply.error(refused("create", shared.shown_in(parent, &name), &error))
+                }
+            }
+        });
+    }
+
+    fn read(
+        &self,
+        _: &Request,
+        _: INodeNo,
+        handle: FileHandle,
+        offset: u64,
+        size: u32,
+        _: OpenFlags,
+        _: Option<LockOwner>,
+        reply: ReplyData,
+    ) {
+        let Some(handle) = self.0.handles.get(handle.0) else {
+            return reply.error(Errno::EBADF);
+        };
+        match &*handle {
+            Handle::Control(conversation) => conversation.read(size as usize, reply),
+            _ => data::read(&self.0, handle, offset, size as usize, reply),
+        }
+    }
+
+    fn write(
+        &self,
+        _: &Request,
+        _: INodeNo,
+        handle: FileHandle,
+        offset: u64,
+        bytes: &[u8],
+        _: WriteFlags,
+        flags: OpenFlags,
+        _: Option<LockOwner>,
+        reply: ReplyWrite,
+    ) {
+        let Some(handle) = self.0.handles.get(handle.0) else {
+            return reply.error(Errno::EBADF);
+        };
+        match &*handle {
+            Handle::Control(conversation) => match conversation.write(bytes, &self.0.verbs) {
+                Ok(()) => reply.written(bytes.len() as u32),
+                Err(error) => reply.error(refused("write", &*handle, &error)),
+            },
+            _ => {
+                // O_SYNC includes this bit.
+                let synchronous = flags.0 & libc::O_DSYNC != 0;
+                data::write(&self.0, handle, offset, bytes, synchronous, reply);
+            }
+        }
+    }
+
+    fn flush(&self, _: &Request, _: INodeNo, _: FileHandle, _: LockOwner, reply: ReplyEmpty) {
+        // close(2) promises nothing about the disk.
+        reply.ok();
+    }
+
+    fn release(
+        &self,
+        _: &Request,
+        _: INodeNo,
+        number: FileHandle,
+        _: OpenFlags,
+        _: Option<LockOwner>,
+        _: bool,
+        reply: ReplyEmpty,
+    ) {
+        let handle = self.0.handles.get(number.0);
+        if let Some(Handle::Control(conversation)) = handle.as_deref() {
+            conversation.close();
+        }
+        drop(handle);
+        self.0.handles.release(number.0);
+        reply.ok();
+    }
+
+    fn fsync(&self, _: &Request, _: INodeNo, handle: FileHandle, _: bool, reply: ReplyEmpty) {
+        match self.0.handles.get(handle.0) {
+            Some(handle) => data::fsync(handle, reply),
+            None => reply.error(Errno::EBADF),
+        }
+    }
+
+    fn opendir(&self, _: &Request, number: INodeNo, _: OpenFlags, reply: ReplyOpen) {
+        match self.0.node(number) {
+            Ok(node) => {
+                let names = Mutex::new(None);
+                let handle = self.0.handles.insert(Handle::Directory { node, names });
+                reply.opened(FileHandle(handle), FopenFlags::empty());
+            }
+            Err(error) => reply.error(refused("opendir", self.0.shown(number), &error)),
+        }
+    }
+
+    fn readdir(
+        &self,
+        _: &Request,
+        number: INodeNo,
+        handle: FileHandle,
+        offset: u64,
+        mut reply: ReplyDirectory,
+    ) {
+        let Some(handle) = self.0.handles.get(handle.0) else {
+            return reply.error(Errno::EBADF);
+        };
+        let Handle::Directory { node, names } = &*handle else {
+            return reply.error(Errno::ENOTDIR);
+        };
+        // Names are listed as they were when reading began, so that none is
+        // left out or told twice while others come and go.
+        let mut names = names.lock();
+        if offset == 0 || names.is_none() {
+            match self.0.tree.list(*node) {
+                Ok(listed) => *names = Some(listed),
+                Err(error) => {
+                    drop(names);
+                    return reply.error(refused("readdir", self.0.shown(number), &error));
+                }
+            }
+        }
+        let all = names.as_deref().unwrap_or_default();
+        let start = usize::try_from(offset).unwrap_or(usize::MAX);
+        for (at, listed) in all.iter().enumerate().skip(start) {
+            let number = INodeNo(inode::number_of(listed.node));
+            if reply.add(number, at as u64 + 1, file_type(listed.node), &listed.name) {
+                break;
+            }
+        }
+        drop(names);
+        reply.ok();
+    }
+
+    fn releasedir(
+        &self,
+        _: &Request,
+        _: INodeNo,
+        handle: FileHandle,
+        _: OpenFlags,
+        reply: ReplyEmpty,
+    ) {
+        self.0.handles.release(handle.0);
+        reply.ok();
+    }
+
+    fn fsyncdir(&self, _: &Request, _: INodeNo, _: FileHandle, _: bool, reply: ReplyEmpty) {
+        // Every change of a directory is durable when it is answered.
+        reply.ok();
+    }
+
+    fn statfs(&self, _: &Request, _: INodeNo, reply: ReplyStatfs) {
+        self.meta(move |shared| match shared.tree.space() {
+            Ok(space) => {
+                let total = space.total_bytes / STATFS_BLOCK;
+                let free = space.free_bytes / STATFS_BLOCK;
+                let unit = STATFS_BLOCK as u32;
+                reply.statfs(total, free, free, 0, 0, unit, 255, unit);
+            }
+            Err(error) => reply.error(refused("statfs", "the store", &error)),
+        });
+    }
+
+    fn setxattr(
+        &self,
+        _: &Request,
+        number: INodeNo,
+        name: &OsStr,
+        value: &[u8],
+        _: i32,
+        _: u32,
+        reply: ReplyEmpty,
+    ) {
+        let (name, value) = (name.to_owned(), value.to_owned());
+        let shared = self.shared();
+        self.0.meta.run(move || {
+            let set = shared
+                .node(number)
+                .and_then(|node| shared.tree.set_extended_attribute(node, &name, &value));
+            match set {
+                Ok(Effect::ImageReplaced(disk)) => {
+                    shared.forget_image(disk);
+                    reply.ok();
+                }
+                Err(error) => reply.error(refused("setxattr", shared.shown(number), &error)),
+            }
+        });
+    }
+
+    fn getxattr(&self, _: &Request, number: INodeNo, name: &OsStr, size: u32, reply: ReplyXattr) {
+        // The kernel and ls ask for others all the time.
+        if !name.as_encoded_bytes().starts_with(PREFIX.as_bytes()) {
+            return reply.error(Errno::ENODATA);
+        }
+        let name = name.to_owned();
+        self.meta(move |shared| {
+            let value = shared
+                .node(number)
+                .and_then(|node| shared.tree.extended_attribute(node, &name));
+            match value {
+                Ok(None) => reply.error(Errno::ENODATA),
+                Ok(Some(value)) if size == 0 => reply.size(value.len() as u32),
+                Ok(Some(value)) if value.len() > size as usize => reply.error(Errno::ERANGE),
+                Ok(Some(value)) => reply.data(&value),
+                Err(error) => reply.error(refused("getxattr", shared.shown(number), &error)),
+            }
+        });
+    }
+
+    fn listxattr(&self, _: &Request, _: INodeNo, size: u32, reply: ReplyXattr) {
+        match size {
+            0 => reply.size(0),
+            _ => reply.data(&[]),
+        }
+    }
+
+    fn removexattr(&self, _: &Request, number: INodeNo, name: &OsStr, reply: ReplyEmpty) {
+        match self.0.tree.remove_extended_attribute(name) {
+            Ok(()) => reply.ok(),
+            Err(error) => reply.error(refused("removexattr", self.0.shown(number), &error)),
+        }
+    }
+
+    fn fallocate(
+        &self,
+        _: &Request,
+        _: INodeNo,
+        handle: FileHandle,
+        offset: u64,
+        length: u64,
+        mode: i32,
+        reply: ReplyEmpty,
+    ) {
+        let Some(handle) = self.0.handles.get(handle.0) else {
+            return reply.error(Errno::EBADF);
+        };
+        data::fallocate(&self.0, handle, offset, length, mode, reply);
+    }
+
+    fn lseek(
+        &self,
+        _: &Request,
+        _: INodeNo,
+        handle: FileHandle,
+        offset: i64,
+        whence: i32,
+        reply: ReplyLseek,
+    ) {
+        let Some(handle) = self.0.handles.get(handle.0) else {
+            return reply.error(Errno::EBADF);
+        };
+        data::lseek(&self.0, handle, offset, whence, reply);
+    }
+
+    fn copy_file_range(
+        &self,
+        _: &Request,
+        _: INodeNo,
+        source: FileHandle,
+        from: u64,
+        _: INodeNo,
+        target: FileHandle,
+        to: u64,
+        length: u64,
+        _: CopyFileRangeFlags,
+        reply: ReplyWrite,
+    ) {
+        let handles = &self.0.handles;
+        let (Some(source), Some(target)) = (handles.get(source.0), handles.get(target.0)) else {
+            return reply.error(Errno::EBADF);
+        };
+        data::copy(&self.0, source, from, target, to, length, reply);
+    }
+
+    fn ioctl(
+        &self,
+        _: &Request,
+        _: INodeNo,
+        _: FileHandle,
+        _: IoctlFlags,
+        _: u32,
+        _: &[u8],
+        _: u32,
+        reply: ReplyIoctl,
+    ) {
+        reply.error(Errno::ENOTTY);
+    }
+}

@@ -1,0 +1,95 @@
+//! What opening a node gives, and what the kernel may keep of it.
+
+use super::control::Conversation;
+use super::handle::Handle;
+use super::shared::Shared;
+use crate::error::{Error, Result};
+use crate::tree::Node;
+use fuser::FopenFlags;
+use std::sync::Arc;
+
+impl Shared {
+    /// Opens a node for `thread`. Waits only for an import and an
+    /// `info.toml`.
+    ///
+    /// Cached pages are kept for what never changes, and for a live image
+    /// that somebody else has open already. The first opening drops them: a
+    /// rollback, which is refused while the image is open at all, relies on
+    /// it.
+    pub(super) fn open(
+        &self,
+        node: Node,
+        write: bool,
+        thread: u32,
+    ) -> Result<(Handle, FopenFlags)> {
+        match node {
+            Node::Live(number) => self.open_live(number, write, thread),
+            Node::Import(number) => {
+                let disk = self.tree.disk(number)?;
+                // The first use of an import makes it final, unless it is
+                // still being written.
+                if !write {
+                    disk.finish_import()?;
+                }
+                self.open_live(number, write, thread)
+            }
+            Node::SnapshotImage(disk, snapshot) => {
+                if write {
+                    return Err(Error::ReadOnly {
+                        what: "a snapshot's disk.img".into(),
+                    });
+                }
+                let (disk, snapshot) = self.tree.snapshot(disk, snapshot)?;
+                let _opened = disk.open_snapshot(&snapshot)?;
+                let handle = Handle::Snapshot {
+                    disk,
+                    snapshot,
+                    _opened,
+                };
+                Ok((handle, FopenFlags::FOPEN_KEEP_CACHE))
+            }
+            Node::SnapshotInfo(disk, snapshot) => {
+                if write {
+                    return Err(Error::ReadOnly {
+                        what: "a snapshot's info.toml".into(),
+                    });
+                }
+                let (disk, snapshot) = self.tree.snapshot(disk, snapshot)?;
+                let text = self.tree.info(&disk, &snapshot)?;
+                // Read past the cache and past the size that stat said: the
+                // text may have another length by now.
+                Ok((Handle::Info { text }, FopenFlags::FOPEN_DIRECT_IO))
+            }
+            Node::Control => Ok((
+                Handle::Control(Arc::new(Conversation::default())),
+                FopenFlags::FOPEN_DIRECT_IO
+                    | FopenFlags::FOPEN_NONSEEKABLE
+                    | FopenFlags::FOPEN_STREAM,
+            )),
+            Node::Root
+            | Node::Images
+            | Node::Disk(_)
+            | Node::Snapshots(_)
+            | Node::Latest(_)
+            | Node::Snapshot(..) => Err(Error::InvalidArgument {
+                what: "this is no file".into(),
+            }),
+        }
+    }
+
+    fn open_live(&self, number: u32, write: bool, thread: u32) -> Result<(Handle, FopenFlags)> {
+        let disk = self.tree.disk(number)?;
+        let opened = disk.open_live(write)?;
+        let flags = match opened.first() && disk.image_writable() {
+            true => FopenFlags::empty(),
+            false => FopenFlags::FOPEN_KEEP_CACHE,
+        };
+        let handle = Handle::Live {
+            disk,
+            _opened: opened,
+            write,
+            thread,
+        };
+        Ok((handle, flags))
+    }
+}

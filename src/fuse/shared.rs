@@ -1,0 +1,177 @@
+//! What the threads of a mount share, and the ways to their pools.
+
+use super::Adapter;
+use super::control::Verbs;
+use super::handle::Handles;
+use super::inode;
+use super::request::{refused, reply_entry};
+use crate::disk::{Attempt, Wait};
+use crate::error::{Error, Result};
+use crate::pool::Pool;
+use crate::store::Store;
+use crate::tree::{Attributes, IMAGE_FILE, Node, Tree};
+use fuser::{INodeNo, Notifier, ReplyEntry};
+use std::ffi::OsStr;
+use std::sync::{Arc, OnceLock};
+
+const READ_THREADS: usize = 4;
+const WRITE_THREADS: usize = 4;
+const META_THREADS: usize = 16;
+
+/// What the threads of a mount share.
+pub(super) struct Shared {
+    pub(super) tree: Tree,
+    pub(super) handles: Handles,
+    pub(super) verbs: Arc<dyn Verbs>,
+    /// Reads, seeks and attributes that wait for packs.
+    pub(super) reads: Pool,
+    /// Writes and punches that wait for packs or room.
+    pub(super) writes: Pool,
+    /// Changes of metadata, each durable when answered.
+    pub(super) meta: Pool,
+    /// Tells the kernel what to forget: a thread that serves nothing, since
+    /// the kernel may wait in there for a lock that some request holds.
+    notify: Pool,
+    notifier: OnceLock<Notifier>,
+}
+
+impl Adapter {
+    pub(super) fn new(
+        store: Arc<Store>,
+        uid: u32,
+        gid: u32,
+        hide_snapshots: bool,
+        verbs: Arc<dyn Verbs>,
+    ) -> Adapter {
+        Adapter(Arc::new(Shared {
+            tree: Tree::new(store, uid, gid, hide_snapshots),
+            handles: Handles::default(),
+            verbs,
+            reads: Pool::new("fuse-read", READ_THREADS),
+            writes: Pool::new("fuse-write", WRITE_THREADS),
+            meta: Pool::new("fuse-meta", META_THREADS),
+            notify: Pool::new("fuse-notify", 1),
+            notifier: OnceLock::new(),
+        }))
+    }
+
+    pub(super) fn shared(&self) -> Arc<Shared> {
+        self.0.clone()
+    }
+
+    pub(super) fn meta(&self, job: impl FnOnce(&Shared) + Send + 'static) {
+        let shared = self.shared();
+        self.0.meta.run(move || job(&shared));
+    }
+
+    /// Gives a node's attributes to `then`: at once if nothing has to be
+    /// waited for, else from a pool.
+    pub(super) fn with_attributes(
+        &self,
+        node: Result<Node>,
+        then: impl FnOnce(&Shared, Result<Attributes>) + Send + 'static,
+    ) {
+        let node = match node {
+            Ok(node) => node,
+            Err(error) => return then(&self.0, Err(error)),
+        };
+        match self.0.tree.attributes(node, Wait::No) {
+            Ok(Attempt::Done(attributes)) => then(&self.0, Ok(attributes)),
+            Err(error) => then(&self.0, Err(error)),
+            Ok(Attempt::WouldBlock) => {
+                let pool = match node {
+                    Node::SnapshotInfo(..) => &self.0.meta,
+                    _ => &self.0.reads,
+                };
+                let shared = self.shared();
+                pool.run(move || then(&shared, shared.attributes(node)));
+            }
+        }
+    }
+}
+
+impl Shared {
+    pub(super) fn node(&self, number: INodeNo) -> Result<Node> {
+        inode::node_of(number.0).ok_or_else(|| Error::Missing {
+            what: "file",
+            name: format!("inode {}", number.0),
+        })
+    }
+
+    /// A node's path, for messages.
+    pub(super) fn shown(&self, number: INodeNo) -> String {
+        match inode::node_of(number.0) {
+            Some(node) => self.tree.path(node),
+            None => format!("inode {}", number.0),
+        }
+    }
+
+    /// The path of a name, for messages.
+    pub(super) fn shown_in(&self, parent: INodeNo, name: &OsStr) -> String {
+        match inode::node_of(parent.0) {
+            Some(Node::Root) | None => name.display().to_string(),
+            Some(parent) => format!("{}/{}", self.tree.path(parent), name.display()),
+        }
+    }
+
+    /// May wait.
+    pub(super) fn attributes(&self, node: Node) -> Result<Attributes> {
+        self.tree.attributes(node, Wait::Yes).map(Attempt::waited)
+    }
+
+    pub(super) fn find(&self, parent: INodeNo, name: &OsStr) -> Result<Node> {
+        self.tree.find(self.node(parent)?, name)
+    }
+
+    /// Makes something in a directory with `make` and answers with it.
+    pub(super) fn answer_made(
+        &self,
+        operation: &str,
+        parent: INodeNo,
+        name: &OsStr,
+        reply: ReplyEntry,
+        make: impl FnOnce(Node) -> Result<Node>,
+    ) {
+        let made = self
+            .node(parent)
+            .and_then(make)
+            .and_then(|node| self.attributes(node));
+        match made {
+            Ok(made) => reply_entry(reply, &made),
+            Err(error) => reply.error(refused(operation, self.shown_in(parent, name), &error)),
+        }
+    }
+
+    /// Tells the kernel that a disk has another live image now.
+    pub(super) fn forget_image(self: &Arc<Self>, disk: u32) {
+        let shared = self.clone();
+        self.notify.run(move || {
+            let Some(notifier) = shared.notifier.get() else {
+                return;
+            };
+            let parent = INodeNo(inode::number_of(Node::Disk(disk)));
+            let image = INodeNo(inode::number_of(Node::Live(disk)));
+            let told = notifier
+                .inval_entry(parent, OsStr::new(IMAGE_FILE))
+                .and_then(|()| notifier.inval_inode(image, 0, 0));
+            if let Err(error) = told {
+                // Harmless: the entry is looked up each time anyway, and an
+                // open of an image that nobody has open drops its pages.
+                tracing::info!(%error, "the kernel was not told of a rollback");
+            }
+        });
+    }
+
+    pub(super) fn set_notifier(&self, notifier: Notifier) {
+        // Set once, after mounting.
+        let _ = self.notifier.set(notifier);
+    }
+
+    /// Ends what is under way and lets everything go that is still open.
+    pub(super) fn close(&self) {
+        for pool in [&self.reads, &self.writes, &self.meta, &self.notify] {
+            pool.close();
+        }
+        self.handles.clear();
+    }
+}

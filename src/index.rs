@@ -1,0 +1,569 @@
+//! Where each chunk is: chunk id → pack and place.
+//!
+//! Three layers, none of them the only copy of anything: a table of
+//! fingerprints in memory says which packs may hold a chunk; a pack's
+//! directory says whether and where; directories are kept in sled, and come
+//! from the packs themselves whenever sled has none or is in doubt. What
+//! sled says of a closed pack is believed only if its checksum is the one in
+//! the pack's own trailer, so a stale index cannot make up a chunk
+//! (invariant 5).
+//!
+//! This module is the only user of sled.
+
+use crate::backend::Backend;
+use crate::chunk::ChunkId;
+use crate::error::{Error, Result};
+use crate::pack::{self, Contents, Directory, Entry, Finding, PackName};
+use parking_lot::RwLock;
+use quick_cache::sync::Cache;
+use std::collections::HashMap;
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use uuid::Uuid;
+
+mod db;
+mod table;
+
+use db::{Cover, Db, Kept};
+use table::{MAX_PACKS, Table};
+
+/// Packs whose directories are kept in memory, in bytes.
+const DIRECTORY_CACHE_BYTES: u64 = 32 << 20;
+/// Packs after which sled is flushed: often is slow, never takes memory.
+const FLUSH_EVERY: u64 = 64;
+
+/// A pack's number in this run.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct PackNumber(u32);
+
+/// What is known of a pack without its directory.
+#[derive(Clone, Debug)]
+pub struct PackInfo {
+    /// Its name.
+    pub name: PackName,
+    /// Bytes of its file that are on disk; what lies beyond does not count.
+    pub file_len: u64,
+    /// Whether its directory is in its file.
+    pub closed: bool,
+    /// Whether an earlier run wrote it.
+    pub earlier: bool,
+    /// Whether something in it is damaged.
+    pub damaged: bool,
+    /// Records in it.
+    pub records: u64,
+    /// Bytes that the records take.
+    pub record_bytes: u64,
+    /// Bytes of the chunks when unpacked.
+    pub plain_bytes: u64,
+}
+
+impl PackInfo {
+    fn count(&mut self, directory: &Directory) {
+        let entries = directory.entries();
+        self.records = entries.len() as u64;
+        self.record_bytes = entries.iter().map(Entry::record_len).sum();
+        self.plain_bytes = entries.iter().map(|entry| u64::from(entry.plain_len)).sum();
+    }
+}
+
+/// A pack in the list: condemned ones are no longer looked at.
+#[derive(Debug)]
+struct Listed {
+    info: PackInfo,
+    visible: bool,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    table: Table,
+    /// By number; None when the pack is gone. A number is not used again.
+    packs: Vec<Option<Listed>>,
+    numbers: HashMap<PackName, u32>,
+}
+
+impl State {
+    fn add(&mut self, info: PackInfo) -> Result<u32> {
+        let number = u32::try_from(self.packs.len()).unwrap_or(u32::MAX);
+        if number >= MAX_PACKS {
+            return Err(Error::Quota {
+                what: "packs written since the store was opened".into(),
+                limit: MAX_PACKS.into(),
+            });
+        }
+        self.numbers.insert(info.name, number);
+        self.packs.push(Some(Listed {
+            info,
+            visible: true,
+        }));
+        Ok(number)
+    }
+
+    fn insert(&mut self, number: u32, entries: &[Entry]) {
+        let State { table, packs, .. } = self;
+        for entry in entries {
+            table.insert(&entry.id, number, |pack| {
+                packs.get(pack as usize).is_some_and(Option::is_some)
+            });
+        }
+    }
+
+    fn listed(&mut self, number: PackNumber) -> Option<&mut Listed> {
+        self.packs.get_mut(number.0 as usize)?.as_mut()
+    }
+}
+
+#[derive(Clone)]
+struct DirectoryWeight;
+
+impl quick_cache::Weighter<u32, Arc<Directory>> for DirectoryWeight {
+    fn weight(&self, _: &u32, directory: &Arc<Directory>) -> u64 {
+        size_of_val(directory.entries()) as u64 + 128
+    }
+}
+
+/// What opening the index found.
+#[derive(Debug, Default)]
+pub struct Opened {
+    /// Packs in the store.
+    pub packs: u64,
+    /// Packs whose directory had to be read from the pack.
+    pub rebuilt: u64,
+    /// What is wrong with packs.
+    pub findings: Vec<Finding>,
+}
+
+/// Chunk id → place.
+#[derive(Debug)]
+pub struct Index {
+    backend: Arc<dyn Backend>,
+    store: Uuid,
+    /// A leaf: no other lock is taken and no file is touched under it.
+    state: RwLock<State>,
+    directories: Cache<u32, Arc<Directory>, DirectoryWeight>,
+    db: Db,
+    /// Directories put into sled since its last flush.
+    unflushed: AtomicU64,
+}
+
+impl Index {
+    /// Opens the index in `dir` and brings it up to what the packs of the
+    /// backend are: packs that it does not know are synced and read,
+    /// damaged or missing values are rebuilt, those of packs that are gone
+    /// are dropped. `progress` gets packs done and packs in all.
+    pub fn open(
+        backend: Arc<dyn Backend>,
+        store: Uuid,
+        dir: &Path,
+        progress: &dyn Fn(u64, u64),
+    ) -> Result<(Index, Opened)> {
+        let mut opened = Opened::default();
+        let mut packs = HashMap::new();
+        for (key, len) in backend.list(pack::PREFIX)? {
+            match key.strip_prefix(pack::PREFIX).map(str::parse::<PackName>) {
+                Some(Ok(name)) => {
+                    packs.insert(name, len);
+                }
+                _ => opened.findings.push(Finding::Foreign { key }),
+            }
+        }
+        opened.packs = packs.len() as u64;
+        let index = Index {
+            backend,
+            store,
+            state: RwLock::default(),
+            // Directories have some 1000 to 16384 entries; few shards, so
+            // that each can hold the largest.
+            directories: Cache::with_weighter(256, DIRECTORY_CACHE_BYTES, DirectoryWeight),
+            db: Db::open(dir),
+            unflushed: AtomicU64::new(0),
+        };
+
+        // What sled had of packs that are here but other than it says.
+        let mut stale: HashMap<PackName, u64> = HashMap::new();
+        let mut gone = Vec::new();
+        let mut failure = None;
+        let all = index.db.each(|name, value| {
+            let Some(len) = packs.get(&name) else {
+                gone.push(name);
+                return;
+            };
+            match value {
+                Some(value) if value.cover.file_len == *len && !value.cover.damaged => {
+                    if let Err(error) = index.learn(name, value.cover, &value.directory) {
+                        failure = Some(error);
+                    }
+                }
+                Some(value) => {
+                    stale.insert(name, value.cover.file_len);
+                }
+                None => {}
+            }
+        });
+        if let Some(error) = failure {
+            return Err(error);
+        }
+        if !all {
+            *index.state.write() = State::default();
+            index.db.start_anew();
+        }
+        for name in gone {
+            index.db.remove(&name);
+        }
+
+        let mut unknown: Vec<PackName> = {
+            let state = index.state.read();
+            let known = |name: &&PackName| !state.numbers.contains_key(*name);
+            packs.keys().filter(known).copied().collect()
+        };
+        unknown.sort_unstable();
+        let total = unknown.len() as u64;
+        for (done, name) in (0..).zip(unknown) {
+            progress(done, total);
+            let synced = stale.get(&name).copied().unwrap_or(0);
+            index.rebuild(name, synced, &mut opened.findings)?;
+            opened.rebuilt += 1;
+        }
+        if total > 0 {
+            index.db.flush();
+            index.unflushed.store(0, Ordering::Relaxed);
+            progress(total, total);
+        }
+        Ok((index, opened))
+    }
+
+    /// Takes in a pack of an earlier run.
+    fn learn(&self, name: PackName, cover: Cover, directory: &Directory) -> Result<()> {
+        let mut info = PackInfo {
+            name,
+            file_len: cover.file_len,
+            closed: cover.closed,
+            earlier: true,
+            damaged: cover.damaged,
+            records: 0,
+            record_bytes: 0,
+            plain_bytes: 0,
+        };
+        info.count(directory);
+        let mut state = self.state.write();
+        let number = state.add(info)?;
+        state.insert(number, directory.entries());
+        Ok(())
+    }
+
+    /// Reads a pack of an earlier run, of which `synced` bytes are known to
+    /// have been on disk once.
+    fn rebuild(&self, name: PackName, synced: u64, findings: &mut Vec<Finding>) -> Result<()> {
+        let read = self
+            .backend
+            .settle(&name.key())
+            .and_then(|len| Ok((len, self.read(&name, len)?)));
+        let (len, contents) = match read {
+            Ok(read) => read,
+            // Nothing in the store can be judged by this program.
+            Err(error @ Error::FormatNewer { .. }) => return Err(error),
+            Err(error) => {
+                findings.push(Finding::PackUnreadable {
+                    pack: name,
+                    detail: error.to_string(),
+                });
+                let cover = Cover {
+                    file_len: 0,
+                    closed: false,
+                    damaged: true,
+                };
+                return self.learn(name, cover, &Directory::default());
+            }
+        };
+        let mut damage = contents.findings;
+        for finding in &mut damage {
+            match *finding {
+                Finding::TornTail { pack, offset, len } if offset < synced => {
+                    *finding = Finding::Range { pack, offset, len };
+                }
+                _ => {}
+            }
+        }
+        if !contents.closed && contents.end < synced {
+            damage.push(Finding::PackLength {
+                pack: name,
+                expected: synced,
+                found: contents.end,
+            });
+        }
+        let cover = Cover {
+            file_len: len,
+            closed: contents.closed,
+            damaged: damage.iter().any(Finding::is_damage),
+        };
+        findings.append(&mut damage);
+        self.learn(name, cover, &contents.directory)?;
+        self.keep(&name, &contents.directory, cover);
+        Ok(())
+    }
+
+    fn read(&self, name: &PackName, len: u64) -> Result<Contents> {
+        pack::read_contents(&*self.backend, name, self.store, len)
+    }
+
+    /// Puts a directory into sled, and flushes now and then.
+    fn keep(&self, name: &PackName, directory: &Directory, cover: Cover) {
+        self.db.put(name, directory, cover);
+        if self.unflushed.fetch_add(1, Ordering::Relaxed) + 1 >= FLUSH_EVERY {
+            self.unflushed.store(0, Ordering::Relaxed);
+            self.db.flush();
+        }
+    }
+
+    /// The packs that may hold a chunk, the latest first.
+    pub fn candidates(&self, id: &ChunkId) -> Vec<PackNumber> {
+        let state = self.state.read();
+        let mut found = state.table.candidates(id);
+        found.retain(|number| {
+            let listed = state.packs.get(*number as usize);
+            listed.is_some_and(|listed| listed.as_ref().is_some_and(|listed| listed.visible))
+        });
+        found.sort_unstable_by(|a, b| b.cmp(a));
+        found.into_iter().map(PackNumber).collect()
+    }
+
+    /// What is known of a pack; None when it is gone.
+    pub fn info(&self, number: PackNumber) -> Option<PackInfo> {
+        let state = self.state.read();
+        let listed = state.packs.get(number.0 as usize)?.as_ref()?;
+        Some(listed.info.clone())
+    }
+
+    /// The number of a pack that is not gone.
+    pub fn number(&self, name: &PackName) -> Option<PackNumber> {
+        self.state.read().numbers.get(name).copied().map(PackNumber)
+    }
+
+    /// All packs that are not condemned.
+    pub fn packs(&self) -> Vec<(PackNumber, PackInfo)> {
+        let state = self.state.read();
+        let listed = (0..).zip(&state.packs);
+        listed
+            .filter_map(|(number, listed)| {
+                let listed = listed.as_ref().filter(|listed| listed.visible)?;
+                Some((PackNumber(number), listed.info.clone()))
+            })
+            .collect()
+    }
+
+    /// Whether look-ups see a pack.
+    pub fn is_visible(&self, number: PackNumber) -> bool {
+        let state = self.state.read();
+        let listed = state.packs.get(number.0 as usize).and_then(Option::as_ref);
+        listed.is_some_and(|listed| listed.visible)
+    }
+
+    /// A pack's directory, which is what its trailer says if it has one.
+    pub fn directory(&self, number: PackNumber) -> Result<Arc<Directory>> {
+        if let Some(directory) = self.directories.get(&number.0) {
+            return Ok(directory);
+        }
+        let info = self.info(number).ok_or_else(|| Error::Missing {
+            what: "pack",
+            name: number.0.to_string(),
+        })?;
+        match self.db.get(&info.name) {
+            Kept::Value(value)
+                if value.cover.file_len == info.file_len && self.confirms(&info, &value)? =>
+            {
+                let directory = Arc::new(value.directory);
+                self.directories.insert(number.0, Arc::clone(&directory));
+                Ok(directory)
+            }
+            Kept::Value(_) | Kept::Nothing => self.reload(number),
+            Kept::Busy => Ok(self.load(number, &info)?.0),
+        }
+    }
+
+    /// Whether the pack itself says the same as a value of sled's.
+    fn confirms(&self, info: &PackInfo, value: &db::Value) -> Result<bool> {
+        match pack::read_trailer(&*self.backend, &info.name, info.file_len)? {
+            Some(trailer) => Ok(trailer.crc == value.crc
+                && trailer.count as usize == value.directory.entries().len()),
+            // Never closed: what is known of it was read from it in this
+            // run, or covers all of it and was synced.
+            None => Ok(!info.closed
+                && pack::check_header(&*self.backend, &info.name, self.store)?.is_none()),
+        }
+    }
+
+    /// Reads a pack's directory from the pack, whatever the index thinks.
+    pub fn reload(&self, number: PackNumber) -> Result<Arc<Directory>> {
+        let info = self.info(number).ok_or_else(|| Error::Missing {
+            what: "pack",
+            name: number.0.to_string(),
+        })?;
+        let (directory, cover) = self.load(number, &info)?;
+        self.keep(&info.name, &directory, cover);
+        Ok(directory)
+    }
+
+    /// What was known of a pack before it is read again.
+    fn known(&self, number: PackNumber, info: &PackInfo) -> Option<Arc<Directory>> {
+        if let Some(directory) = self.directories.get(&number.0) {
+            return Some(directory);
+        }
+        match self.db.get(&info.name) {
+            Kept::Value(value) if value.cover.file_len == info.file_len => {
+                Some(Arc::new(value.directory))
+            }
+            _ => None,
+        }
+    }
+
+    /// Takes in what the pack itself says.
+    fn load(&self, number: PackNumber, info: &PackInfo) -> Result<(Arc<Directory>, Cover)> {
+        let contents = self.read(&info.name, info.file_len)?;
+        let mut cover = Cover {
+            file_len: info.file_len,
+            closed: contents.closed,
+            damaged: contents.findings.iter().any(Finding::is_damage),
+        };
+        for finding in &contents.findings {
+            tracing::warn!("{finding}");
+        }
+        let mut directory = contents.directory;
+        if !contents.closed
+            && let Some(before) = self.known(number, info)
+        {
+            // A scan finds no damaged record; what was there before must not
+            // be forgotten over it.
+            let lost = before.entries().iter();
+            let lost: Vec<Entry> = lost
+                .filter(|entry| directory.find(&entry.id).is_none())
+                .copied()
+                .collect();
+            if !lost.is_empty() {
+                cover.damaged = true;
+                directory = Directory::new([directory.entries(), &lost].concat());
+            }
+        }
+        let directory = Arc::new(directory);
+        {
+            let mut state = self.state.write();
+            state.insert(number.0, directory.entries());
+            if let Some(listed) = state.listed(number) {
+                listed.info.damaged |= cover.damaged;
+                listed.info.closed = cover.closed;
+                listed.info.count(&directory);
+            }
+        }
+        self.directories.insert(number.0, Arc::clone(&directory));
+        Ok((directory, cover))
+    }
+
+    /// Gives a pack that is being written a number; nothing is found in it
+    /// before [`Index::publish`].
+    pub fn add(&self, name: PackName) -> Result<PackNumber> {
+        let mut state = self.state.write();
+        let number = state.add(PackInfo {
+            name,
+            file_len: 0,
+            closed: false,
+            earlier: false,
+            damaged: false,
+            records: 0,
+            record_bytes: 0,
+            plain_bytes: 0,
+        })?;
+        Ok(PackNumber(number))
+    }
+
+    /// Makes what a pack of this run holds findable: all of `directory` is on
+    /// disk, `fresh` are its entries since the last time.
+    pub fn publish(
+        &self,
+        number: PackNumber,
+        directory: &Directory,
+        fresh: &[Entry],
+        file_len: u64,
+        closed: bool,
+    ) {
+        let name = {
+            let mut state = self.state.write();
+            state.insert(number.0, fresh);
+            let Some(listed) = state.listed(number) else {
+                return;
+            };
+            listed.info.file_len = file_len;
+            listed.info.closed = closed;
+            listed.info.count(directory);
+            listed.info.name
+        };
+        let cover = Cover {
+            file_len,
+            closed,
+            damaged: false,
+        };
+        if closed {
+            self.keep(&name, directory, cover);
+        } else {
+            self.db.put(&name, directory, cover);
+        }
+        self.directories
+            .insert(number.0, Arc::new(directory.clone()));
+    }
+
+    /// Hides a pack from look-ups, or shows it again. The caller holds the
+    /// lock under which look-ups pin what they find.
+    pub fn set_visible(&self, number: PackNumber, visible: bool) {
+        if let Some(listed) = self.state.write().listed(number) {
+            listed.visible = visible;
+        }
+    }
+
+    /// Forgets a pack that is gone.
+    pub fn remove(&self, number: PackNumber) {
+        let removed = {
+            let mut state = self.state.write();
+            let removed = state
+                .packs
+                .get_mut(number.0 as usize)
+                .and_then(Option::take);
+            if let Some(listed) = &removed {
+                state.numbers.remove(&listed.info.name);
+            }
+            removed
+        };
+        self.directories.remove(&number.0);
+        if let Some(listed) = removed {
+            self.db.remove(&listed.info.name);
+        }
+    }
+
+    /// Whether sled is in use.
+    pub fn has_db(&self) -> bool {
+        self.db.is_there()
+    }
+
+    /// Where a chunk is by what sled has and nothing else: no table, no
+    /// cache and no pack of this process is asked. Reads every value.
+    pub fn resolve_through_db(&self, id: &ChunkId) -> Option<(PackName, Entry)> {
+        let mut found = None;
+        self.db.each(|name, value| {
+            let entry = value.and_then(|value| value.directory.find(id).copied());
+            if let (None, Some(entry)) = (&found, entry) {
+                found = Some((name, entry));
+            }
+        });
+        found
+    }
+
+    /// Bytes of memory that the table of fingerprints takes.
+    pub fn table_bytes(&self) -> usize {
+        self.state.read().table.bytes()
+    }
+
+    /// Flushes and closes sled; look-ups go on without it.
+    pub fn close(&self) {
+        self.db.close();
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,354 @@
+//! sled, kept at arm's length: whatever it does, an error or a panic of it
+//! drops it, and the index goes on without.
+//!
+//! One value a pack: its whole directory. Millions of entries of their own
+//! would take gigabytes and minutes.
+//!
+//! ```text
+//! key    writer's epoch, big-endian, then the pack's uuid: 24 bytes
+//! value  0 magic "SDX1"  4 flags u32: 1 damaged, 2 closed
+//!        8 length of the file that this describes u64   16 count u32
+//!       20 CRC-32 of the entries     24 CRC-32 of 0..24
+//!       28 entries as in a pack's directory
+//! ```
+
+use crate::pack::{Directory, ENTRY_BYTES, PackName};
+use parking_lot::Mutex;
+use std::fmt;
+use std::fs;
+use std::io;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::path::{Path, PathBuf};
+use uuid::Uuid;
+
+/// With the default of 1024 values of tens of kilobytes are ten times slower.
+const LEAF_FANOUT: usize = 16;
+/// Bytes that sled may keep of what it has read.
+const CACHE_BYTES: usize = 16 << 20;
+const MAGIC: &[u8; 4] = b"SDX1";
+const HEADER_BYTES: usize = 28;
+const DAMAGED: u32 = 1;
+const CLOSED: u32 = 2;
+
+type Sled = sled::Db<LEAF_FANOUT>;
+
+/// What a kept directory describes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Cover {
+    /// The length of the file, in bytes.
+    pub file_len: u64,
+    /// Whether the file ends with its directory.
+    pub closed: bool,
+    /// Whether something in the pack is damaged: then this is no reason not
+    /// to look at it again.
+    pub damaged: bool,
+}
+
+/// What is known of a pack.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Value {
+    /// What it holds.
+    pub directory: Directory,
+    /// The checksum of the directory's entries, as a trailer has it.
+    pub crc: u32,
+    /// What that describes.
+    pub cover: Cover,
+}
+
+/// An answer of sled's.
+pub enum Kept {
+    /// A sound value.
+    Value(Value),
+    /// None, or none that is sound.
+    Nothing,
+    /// Another call is under way.
+    Busy,
+}
+
+/// The bytes of a value.
+pub fn encode(directory: &Directory, cover: Cover) -> Vec<u8> {
+    let flag = |is_set, flag| if is_set { flag } else { 0 };
+    let flags = flag(cover.damaged, DAMAGED) | flag(cover.closed, CLOSED);
+    let entries = directory.encode();
+    let mut bytes = Vec::with_capacity(HEADER_BYTES + entries.len());
+    bytes.extend_from_slice(MAGIC);
+    bytes.extend_from_slice(&flags.to_le_bytes());
+    bytes.extend_from_slice(&cover.file_len.to_le_bytes());
+    bytes.extend_from_slice(&(directory.entries().len() as u32).to_le_bytes());
+    bytes.extend_from_slice(&crc32fast::hash(&entries).to_le_bytes());
+    bytes.extend_from_slice(&crc32fast::hash(&bytes).to_le_bytes());
+    bytes.extend_from_slice(&entries);
+    bytes
+}
+
+/// Reads a value; None unless it is sound.
+pub fn decode(bytes: &[u8]) -> Option<Value> {
+    let (header, entries) = bytes.split_at_checked(HEADER_BYTES)?;
+    let number = |at: usize| {
+        let bytes = header.get(at..at + 4)?.try_into().ok()?;
+        Some(u32::from_le_bytes(bytes))
+    };
+    let file_len = u64::from(number(8)?) | u64::from(number(12)?) << 32;
+    let (flags, crc) = (number(4)?, number(20)?);
+    let sound = &header[..4] == MAGIC
+        && crc32fast::hash(&header[..24]) == number(24)?
+        && flags & !(DAMAGED | CLOSED) == 0
+        && entries.len() == number(16)? as usize * ENTRY_BYTES
+        && crc32fast::hash(entries) == crc;
+    if !sound {
+        return None;
+    }
+    Some(Value {
+        directory: Directory::decode(entries, file_len)?,
+        crc,
+        cover: Cover {
+            file_len,
+            closed: flags & CLOSED != 0,
+            damaged: flags & DAMAGED != 0,
+        },
+    })
+}
+
+fn key_of(pack: &PackName) -> [u8; 24] {
+    let mut key = [0; 24];
+    key[..8].copy_from_slice(&pack.epoch.to_be_bytes());
+    key[8..].copy_from_slice(pack.uuid.as_bytes());
+    key
+}
+
+fn name_of(key: &[u8]) -> Option<PackName> {
+    let (epoch, uuid) = key.split_at_checked(8)?;
+    Some(PackName {
+        epoch: u64::from_be_bytes(epoch.try_into().ok()?),
+        uuid: Uuid::from_bytes(uuid.try_into().ok()?),
+    })
+}
+
+/// Runs a call into sled; its panic becomes an error.
+fn guarded<T>(call: impl FnOnce() -> io::Result<T>) -> io::Result<T> {
+    catch_unwind(AssertUnwindSafe(call)).unwrap_or_else(|panic| {
+        let words = panic
+            .downcast_ref::<String>()
+            .map(String::as_str)
+            .or_else(|| panic.downcast_ref::<&str>().copied())
+            .unwrap_or("for no reason given");
+        Err(io::Error::other(format!("sled panicked: {words}")))
+    })
+}
+
+/// The packs' directories in sled, as long as sled is well.
+pub struct Db {
+    /// Held over every call, sled's flushes included; who reads for a reader
+    /// does not wait for it. No other lock is taken under it but by what
+    /// [`Db::each`] calls.
+    sled: Mutex<Option<Sled>>,
+    path: PathBuf,
+}
+
+impl fmt::Debug for Db {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Db({})", self.path.display())
+    }
+}
+
+fn open_sled(path: &Path) -> io::Result<Sled> {
+    guarded(|| {
+        let config = sled::Config::new()
+            .path(path)
+            .cache_capacity_bytes(CACHE_BYTES)
+            // Ids do not compress.
+            .zstd_compression_level(1)
+            .flush_every_ms(None);
+        let db: Sled = config.open()?;
+        db.check_error()?;
+        Ok(db)
+    })
+}
+
+impl Db {
+    /// Opens or makes the database; a damaged one is moved aside, and where
+    /// none can be made there is none.
+    pub fn open(path: &Path) -> Db {
+        let sled = open_sled(path).or_else(|error| {
+            if !means_damage(&error) {
+                return Err(error);
+            }
+            set_aside(path, &error)?;
+            open_sled(path)
+        });
+        let sled = sled
+            .inspect_err(|error| {
+                tracing::warn!("the index {} cannot be used: {error}", path.display());
+            })
+            .ok();
+        Db {
+            sled: Mutex::new(sled),
+            path: path.to_owned(),
+        }
+    }
+
+    /// Whether sled is in use.
+    pub fn is_there(&self) -> bool {
+        self.sled.lock().is_some()
+    }
+
+    /// Calls sled, if it is there; an error ends it for this run.
+    fn with<T>(&self, call: impl FnOnce(&Sled) -> io::Result<T>) -> Option<T> {
+        let result = {
+            let sled = self.sled.lock();
+            let sled = sled.as_ref()?;
+            guarded(|| call(sled))
+        };
+        self.outcome(result)
+    }
+
+    fn outcome<T>(&self, result: io::Result<T>) -> Option<T> {
+        match result {
+            Ok(value) => Some(value),
+            Err(error) => {
+                tracing::warn!("the index is given up, packs are read instead: {error}");
+                self.give_up();
+                None
+            }
+        }
+    }
+
+    /// Drops sled, which may flush, fail and panic in doing so.
+    fn give_up(&self) {
+        let sled = self.sled.lock().take();
+        if let Err(error) = guarded(|| {
+            drop(sled);
+            Ok(())
+        }) {
+            tracing::warn!("closing the index: {error}");
+        }
+    }
+
+    /// Moves a database that proved damaged aside and starts an empty one.
+    pub fn start_anew(&self) {
+        self.give_up();
+        let reason = io::Error::other("its content cannot be read");
+        let fresh = set_aside(&self.path, &reason).and_then(|()| open_sled(&self.path));
+        match fresh {
+            Ok(fresh) => *self.sled.lock() = Some(fresh),
+            Err(error) => tracing::warn!("the index {}: {error}", self.path.display()),
+        }
+    }
+
+    /// What is kept of a pack. Never waits for another call.
+    pub fn get(&self, pack: &PackName) -> Kept {
+        let result = {
+            let Some(sled) = self.sled.try_lock() else {
+                return Kept::Busy;
+            };
+            let Some(sled) = sled.as_ref() else {
+                return Kept::Nothing;
+            };
+            guarded(|| sled.get(key_of(pack)))
+        };
+        match self
+            .outcome(result)
+            .flatten()
+            .and_then(|bytes| decode(&bytes))
+        {
+            Some(value) => Kept::Value(value),
+            None => Kept::Nothing,
+        }
+    }
+
+    /// Keeps a pack's directory; durable after a flush.
+    pub fn put(&self, pack: &PackName, directory: &Directory, cover: Cover) {
+        let value = encode(directory, cover);
+        self.with(|sled| sled.insert(key_of(pack), value).map(drop));
+    }
+
+    /// Forgets a pack.
+    pub fn remove(&self, pack: &PackName) {
+        self.with(|sled| sled.remove(key_of(pack)).map(drop));
+    }
+
+    /// Forgets a key that is no pack's.
+    fn remove_key(&self, key: &[u8]) {
+        self.with(|sled| sled.remove(key).map(drop));
+    }
+
+    /// Hands out every pack with its value, None for one that is not sound;
+    /// keys that name no pack are removed. False if sled failed on the way.
+    pub fn each(&self, mut visit: impl FnMut(PackName, Option<Value>)) -> bool {
+        if !self.is_there() {
+            return true;
+        }
+        let mut strange = Vec::new();
+        let done = self.with(|sled| {
+            for item in sled.iter() {
+                let (key, value) = item?;
+                match name_of(&key) {
+                    Some(name) => visit(name, decode(&value)),
+                    None => strange.push(key.to_vec()),
+                }
+            }
+            Ok(())
+        });
+        for key in strange {
+            self.remove_key(&key);
+        }
+        done.is_some()
+    }
+
+    /// Writes what was put and removed to disk.
+    pub fn flush(&self) {
+        self.with(|sled| sled.flush().map(drop));
+    }
+
+    /// Flushes and lets go of sled.
+    pub fn close(&self) {
+        self.flush();
+        self.give_up();
+    }
+}
+
+impl Drop for Db {
+    fn drop(&mut self) {
+        self.give_up();
+    }
+}
+
+/// Whether an error is about what is on disk, rather than about the disk or
+/// about somebody else who has it open.
+fn means_damage(error: &io::Error) -> bool {
+    use io::ErrorKind as Kind;
+    !matches!(
+        error.kind(),
+        Kind::WouldBlock
+            | Kind::StorageFull
+            | Kind::QuotaExceeded
+            | Kind::ReadOnlyFilesystem
+            | Kind::PermissionDenied
+            | Kind::OutOfMemory
+    )
+}
+
+/// Renames a damaged database to `NAME.damaged`, in place of an older one.
+fn set_aside(path: &Path, reason: &io::Error) -> io::Result<()> {
+    let mut aside = path.as_os_str().to_owned();
+    aside.push(".damaged");
+    let aside = PathBuf::from(aside);
+    tracing::warn!(
+        "the index {} is unusable ({reason}); it is kept as {} and made anew",
+        path.display(),
+        aside.display()
+    );
+    let removed = match fs::symlink_metadata(&aside) {
+        Ok(found) if found.is_dir() => fs::remove_dir_all(&aside),
+        Ok(_) => fs::remove_file(&aside),
+        Err(error) => Err(error),
+    };
+    match removed {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+        _ => {}
+    }
+    match fs::rename(path, &aside) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+        result => result,
+    }
+}

@@ -1,0 +1,11 @@
+//! The command: parse, run, exit code.
+
+use clap::Parser;
+use snapdisk::cli;
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    // Usage errors and --help end here, with 2 and 0.
+    let arguments = cli::Arguments::parse();
+    cli::run(arguments).unwrap_or_else(|error| cli::report(&error))
+}

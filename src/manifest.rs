@@ -1,0 +1,479 @@
+//! The store's metadata: one small file per disk and per linked image, and
+//! a catalogue that lists them all.
+//!
+//! A manifest is one line that says what it is, then a JSON body:
+//!
+//! ```text
+//! snapdisk-manifest 1 disk 8d5f…(BLAKE3 of the body, hexadecimal)\n
+//! {"id":"…", …}
+//! ```
+//!
+//! The checksum tells damage from a mistake of ours, the text lets a person
+//! with a broken store read what was in it. Every change of a disk (taking,
+//! deleting, renaming, rolling back) is one replacement of one file, so it
+//! happens wholly or not at all. What the catalogue lists but the backend
+//! lacks is damage, never absence.
+
+use crate::backend::{Backend, Version};
+use crate::chunk::ChunkId;
+use crate::error::{Error, Result};
+use parking_lot::Mutex;
+use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
+use std::collections::{BTreeMap, HashMap};
+use std::fmt;
+use std::str::FromStr;
+use std::sync::Arc;
+use uuid::Uuid;
+
+/// The newest format of manifests that this program writes and reads.
+pub const FORMAT: u32 = 1;
+/// Where manifests are kept in the backend.
+pub const PREFIX: &str = "manifests/";
+const MAGIC: &str = "snapdisk-manifest";
+
+/// What names a layer's files and its place in manifests.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct LayerId(pub Uuid);
+
+impl LayerId {
+    /// A name never used before.
+    pub fn random() -> LayerId {
+        LayerId(Uuid::new_v4())
+    }
+}
+
+impl fmt::Display for LayerId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}", self.0.simple())
+    }
+}
+
+impl FromStr for LayerId {
+    type Err = uuid::Error;
+    fn from_str(text: &str) -> Result<Self, uuid::Error> {
+        Uuid::try_parse(text).map(LayerId)
+    }
+}
+
+/// What a layer, a snapshot or an image shows where nothing is written over
+/// it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum BaseRecord {
+    /// Zeros.
+    Empty,
+    /// A frozen layer.
+    Layer(LayerId),
+    /// A sealed map, by its root.
+    Root(ChunkId),
+}
+
+/// A layer that something shows.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct LayerRecord {
+    /// Its name.
+    pub id: LayerId,
+    /// What it lies over.
+    pub base: BaseRecord,
+    /// The size when it began, in bytes.
+    pub size: u64,
+    /// Its map, once sealed; then it has no files and is kept only because
+    /// a graft in some log names it.
+    pub root: Option<ChunkId>,
+    /// The key its data is encrypted with (0: none).
+    pub key_id: u32,
+}
+
+/// How a disk's data is encrypted; never changes after its creation.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Encryption {
+    /// Not at all.
+    None,
+}
+
+/// Owner and permission bits.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Owner {
+    /// User id.
+    pub uid: u32,
+    /// Group id.
+    pub gid: u32,
+    /// Permission bits only.
+    pub mode: u32,
+}
+
+/// Who wanted a snapshot.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum SnapshotKind {
+    /// A person or a script.
+    Manual,
+    /// A policy.
+    Automatic,
+    /// snapdisk itself, before something that would have lost data.
+    Kept,
+}
+
+impl SnapshotKind {
+    /// As `info.toml` says it.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            SnapshotKind::Manual => "manual",
+            SnapshotKind::Automatic => "automatic",
+            SnapshotKind::Kept => "kept",
+        }
+    }
+}
+
+/// A snapshot in its disk's manifest. Times are nanoseconds since 1970.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct SnapshotRecord {
+    /// Never used again.
+    pub id: Uuid,
+    /// Its number in the disk: age, and part of its inode numbers.
+    pub number: u32,
+    /// Its name.
+    pub name: String,
+    /// Who wanted it.
+    pub kind: SnapshotKind,
+    /// What it shows.
+    pub base: BaseRecord,
+    /// Bytes.
+    pub size: u64,
+    /// The instant.
+    pub created_ns: i64,
+    /// When it is to be deleted, if ever.
+    pub expires_ns: Option<i64>,
+    /// Why it must not be deleted, if so.
+    pub hold: Option<String>,
+    /// What users noted on it.
+    #[serde(default)]
+    pub tags: BTreeMap<String, String>,
+    /// The live image's owner at that instant.
+    pub owner: Owner,
+    /// What an unclean seal found: the ranges that cannot be read.
+    #[serde(default)]
+    pub damaged: bool,
+}
+
+/// The live image in its disk's manifest.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct ImageRecord {
+    /// The layer that is written.
+    pub head: LayerId,
+    /// Raised whenever another image takes the file's place.
+    pub generation: u64,
+    /// Owner of `disk.img`.
+    pub owner: Owner,
+    /// Its time of modification when this was written.
+    pub modified_ns: i64,
+}
+
+/// What a disk manifest is of.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Role {
+    /// A disk with its snapshots.
+    Disk,
+    /// An imported image: live while it is written, then one snapshot.
+    Image,
+}
+
+/// The manifest of a disk or of an imported image.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct DiskRecord {
+    /// Never used again.
+    pub id: Uuid,
+    /// Part of its inode numbers; never used again.
+    pub number: u32,
+    /// Disk or image.
+    pub role: Role,
+    /// Its name, unique among its kind.
+    pub name: String,
+    /// How its data is encrypted.
+    pub encryption: Encryption,
+    /// Run of the program that wrote this.
+    pub epoch: u64,
+    /// Rises with every replacement.
+    pub sequence: u64,
+    /// Tells two writers of one sequence number apart.
+    pub nonce: Uuid,
+    /// The nonce of the manifest that this one replaced.
+    pub previous: Option<Uuid>,
+    /// Owner of its directory.
+    pub owner: Owner,
+    /// When it was made.
+    pub created_ns: i64,
+    /// When something in its directory last changed.
+    pub modified_ns: i64,
+    /// The live image, if there is one.
+    pub image: Option<ImageRecord>,
+    /// The number that the next snapshot gets.
+    pub next_snapshot: u32,
+    /// The generation that the next live image gets.
+    pub next_generation: u64,
+    /// Every layer that the image, the snapshots or a graft need.
+    pub layers: Vec<LayerRecord>,
+    /// By number.
+    pub snapshots: Vec<SnapshotRecord>,
+}
+
+/// The manifest of an image that is a link to a snapshot.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct LinkRecord {
+    /// Never used again.
+    pub id: Uuid,
+    /// Its name, unique among images.
+    pub name: String,
+    /// The snapshot's disk.
+    pub disk: Uuid,
+    /// The snapshot.
+    pub snapshot: Uuid,
+    /// When it was made.
+    pub created_ns: i64,
+}
+
+/// What kind of manifest a catalogue entry names.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum EntryKind {
+    /// A [`DiskRecord`].
+    Disk,
+    /// A [`LinkRecord`].
+    Link,
+}
+
+/// Lists every manifest.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Catalogue {
+    /// Raised at every opening of the store, before anything is written.
+    pub epoch: u64,
+    /// Rises with every replacement.
+    pub sequence: u64,
+    /// The number that the next disk or image gets.
+    pub next_number: u32,
+    /// Kind of each manifest, by its uuid.
+    pub entries: BTreeMap<Uuid, EntryKind>,
+}
+
+/// The header of the store, written once.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Header {
+    /// The store's own name.
+    pub store: Uuid,
+    /// Features that a program must know to read or write here.
+    pub incompat: Vec<String>,
+    /// Features that a program must know to write here.
+    pub ro_compat: Vec<String>,
+    /// Features that a program may ignore.
+    pub compat: Vec<String>,
+    /// Bytes in a chunk: a power of two from 16 KiB to 1 MiB.
+    pub chunk_size: u32,
+    /// Key of the content addresses, hexadecimal; public while nothing is
+    /// encrypted, and different in every store.
+    pub key: String,
+    /// When it was made.
+    pub created_ns: i64,
+}
+
+/// A kind of manifest: its word in the first line and its key.
+pub trait Manifest: Serialize + DeserializeOwned {
+    /// The word in the first line.
+    const KIND: &'static str;
+    /// Its key in the backend.
+    fn key(&self) -> String;
+}
+
+impl Manifest for Header {
+    const KIND: &'static str = "store";
+    fn key(&self) -> String {
+        header_key()
+    }
+}
+impl Manifest for Catalogue {
+    const KIND: &'static str = "catalogue";
+    fn key(&self) -> String {
+        catalogue_key()
+    }
+}
+impl Manifest for DiskRecord {
+    const KIND: &'static str = "disk";
+    fn key(&self) -> String {
+        entry_key(&self.id, EntryKind::Disk)
+    }
+}
+impl Manifest for LinkRecord {
+    const KIND: &'static str = "link";
+    fn key(&self) -> String {
+        entry_key(&self.id, EntryKind::Link)
+    }
+}
+
+/// Key of the store's header.
+pub fn header_key() -> String {
+    format!("{PREFIX}store")
+}
+
+/// Key of the catalogue.
+pub fn catalogue_key() -> String {
+    format!("{PREFIX}catalogue")
+}
+
+/// Key of a manifest that the catalogue lists.
+pub fn entry_key(id: &Uuid, kind: EntryKind) -> String {
+    match kind {
+        EntryKind::Disk => format!("{PREFIX}disk-{}", id.simple()),
+        EntryKind::Link => format!("{PREFIX}link-{}", id.simple()),
+    }
+}
+
+/// A manifest as it is stored.
+pub fn encode<M: Manifest>(manifest: &M) -> Result<Vec<u8>> {
+    let body = serde_json::to_vec(manifest).map_err(|error| Error::Damaged {
+        what: manifest.key(),
+        detail: format!("it cannot be written as JSON: {error}"),
+    })?;
+    let mut bytes = format!(
+        "{MAGIC} {FORMAT} {} {}\n",
+        M::KIND,
+        blake3::hash(&body).to_hex()
+    )
+    .into_bytes();
+    bytes.extend_from_slice(&body);
+    Ok(bytes)
+}
+
+/// Reads a stored manifest; anything but what [`encode`] made is
+/// [`Error::Damaged`], a newer format [`Error::FormatNewer`].
+pub fn decode<M: Manifest>(key: &str, bytes: &[u8]) -> Result<M> {
+    let damaged = |detail: String| Error::Damaged {
+        what: key.to_owned(),
+        detail,
+    };
+    let end = bytes
+        .iter()
+        .take(256)
+        .position(|b| *b == b'\n')
+        .ok_or_else(|| damaged("it has no first line".into()))?;
+    let line = std::str::from_utf8(&bytes[..end])
+        .map_err(|_| damaged("its first line is not text".into()))?;
+    let body = &bytes[end + 1..];
+    let words: Vec<&str> = line.split(' ').collect();
+    let [MAGIC, format, kind, hash] = words[..] else {
+        return Err(damaged(format!("its first line is {line:?}")));
+    };
+    match format.parse::<u32>() {
+        Ok(FORMAT) => {}
+        Ok(newer) if newer > FORMAT => {
+            return Err(Error::FormatNewer {
+                found: newer.to_string(),
+                known: FORMAT.to_string(),
+            });
+        }
+        _ => return Err(damaged(format!("its format is {format:?}"))),
+    }
+    if kind != M::KIND {
+        return Err(damaged(format!("it is a {kind}, expected a {}", M::KIND)));
+    }
+    let found = blake3::hash(body).to_hex();
+    if found.as_str() != hash {
+        return Err(damaged(format!("its checksum is {found}, expected {hash}")));
+    }
+    serde_json::from_slice(body).map_err(|error| damaged(error.to_string()))
+}
+
+/// The manifests of a store, each with the version last read or written.
+pub struct Manifests {
+    backend: Arc<dyn Backend>,
+    /// Taken for a look-up only, never across I/O.
+    versions: Mutex<HashMap<String, Version>>,
+    /// Why nothing may be changed any more, once that is so (invariant 3).
+    unknown: Mutex<Option<String>>,
+}
+
+impl fmt::Debug for Manifests {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Manifests").finish_non_exhaustive()
+    }
+}
+
+impl Manifests {
+    /// Manifests in `backend`; none is read yet.
+    pub fn new(backend: Arc<dyn Backend>) -> Manifests {
+        Manifests {
+            backend,
+            versions: Mutex::default(),
+            unknown: Mutex::default(),
+        }
+    }
+
+    /// Reads one; None if there is none.
+    pub fn read<M: Manifest>(&self, key: &str) -> Result<Option<M>> {
+        let Some((bytes, version)) = self.backend.get(key)? else {
+            return Ok(None);
+        };
+        let manifest = decode(key, &bytes)?;
+        self.versions.lock().insert(key.to_owned(), version);
+        Ok(Some(manifest))
+    }
+
+    /// Replaces a manifest by a newer state of it, or makes it. Durable when
+    /// this returns. Callers hold the lock of what the manifest describes.
+    pub fn replace<M: Manifest>(&self, manifest: &M) -> Result<()> {
+        let key = manifest.key();
+        self.check_known()?;
+        let bytes = encode(manifest)?;
+        let expected = self.versions.lock().get(&key).cloned();
+        match self.backend.replace(&key, &bytes, expected.as_ref()) {
+            Ok(version) => {
+                self.versions.lock().insert(key, version);
+                Ok(())
+            }
+            Err(error) => {
+                if matches!(error, Error::MetadataUnknown { .. }) {
+                    self.poison(&error);
+                }
+                Err(error)
+            }
+        }
+    }
+
+    /// Removes a manifest; durable when this returns.
+    pub fn delete(&self, key: &str) -> Result<()> {
+        self.check_known()?;
+        self.backend.delete(key).inspect_err(|error| {
+            self.poison(error);
+        })?;
+        self.versions.lock().remove(key);
+        Ok(())
+    }
+
+    /// The keys of all manifests that the backend has.
+    pub fn list(&self) -> Result<Vec<String>> {
+        Ok(self
+            .backend
+            .list(PREFIX)?
+            .into_iter()
+            .map(|(key, _)| key)
+            .collect())
+    }
+
+    /// Whether changes are still possible: after an error that leaves
+    /// metadata unknown they are not, until the store is reopened.
+    pub fn check_known(&self) -> Result<()> {
+        match &*self.unknown.lock() {
+            None => Ok(()),
+            Some(cause) => Err(Error::Poisoned {
+                what: "the store's metadata".into(),
+                cause: cause.clone(),
+            }),
+        }
+    }
+
+    fn poison(&self, error: &Error) {
+        tracing::error!("{error}");
+        self.unknown.lock().get_or_insert_with(|| error.to_string());
+    }
+}

@@ -1,0 +1,169 @@
+//! What a pack holds: by its trailer and directory, else by a scan.
+
+use super::directory::{Trailer, is_directory};
+use super::{
+    ALIGN, Directory, FORMAT, Finding, PACK_MAGIC, PackName, encode_header, is_sealed, scan,
+};
+use crate::backend::Backend;
+use crate::error::{Error, Result};
+use uuid::Uuid;
+
+/// What was learned from a pack itself.
+#[derive(Debug)]
+pub struct Contents {
+    /// Its whole records.
+    pub directory: Directory,
+    /// Whether trailer and directory are sound.
+    pub closed: bool,
+    /// Where its records end.
+    pub end: u64,
+    /// What is wrong with it.
+    pub findings: Vec<Finding>,
+}
+
+/// Reads up to `len` bytes; None if the pack is shorter.
+fn read(backend: &dyn Backend, pack: &PackName, at: u64, len: usize) -> Result<Option<Vec<u8>>> {
+    let mut bytes = vec![0; len];
+    let read = backend.get_range(&pack.key(), at, &mut bytes)?;
+    Ok((read == len).then_some(bytes))
+}
+
+/// What is wrong with a pack's first 64 bytes, if anything is. A pack of a
+/// newer format is an error, not a finding: nothing in it can be judged.
+pub fn check_header(
+    backend: &dyn Backend,
+    pack: &PackName,
+    store: Uuid,
+) -> Result<Option<Finding>> {
+    let finding = |detail: &str| {
+        Ok(Some(Finding::PackHeader {
+            pack: *pack,
+            detail: detail.to_owned(),
+        }))
+    };
+    let Some(bytes) = read(backend, pack, 0, ALIGN as usize)? else {
+        return finding("the file is shorter than a header");
+    };
+    if !is_sealed(&bytes) || &bytes[..8] != PACK_MAGIC {
+        return finding("it is damaged");
+    }
+    let format = u16::from_le_bytes([bytes[8], bytes[9]]);
+    if format > FORMAT || bytes[12..16] != [0; 4] {
+        return Err(Error::FormatNewer {
+            found: format!("pack format {format}, flags {:02x?}", &bytes[12..16]),
+            known: format!("pack format {FORMAT} without flags"),
+        });
+    }
+    if bytes != encode_header(pack, store) {
+        return finding("it belongs to another pack or another store");
+    }
+    Ok(None)
+}
+
+/// The trailer of a pack of `len` bytes; None if it has no sound one.
+pub fn read_trailer(backend: &dyn Backend, pack: &PackName, len: u64) -> Result<Option<Trailer>> {
+    if len < 2 * ALIGN {
+        return Ok(None);
+    }
+    let bytes = read(backend, pack, len - ALIGN, ALIGN as usize)?;
+    Ok(bytes.and_then(|bytes| Trailer::decode(&bytes, pack.uuid, len)))
+}
+
+/// What a pack of `len` bytes holds: by its directory if that is sound, else
+/// by reading all of it.
+pub fn read_contents(
+    backend: &dyn Backend,
+    pack: &PackName,
+    store: Uuid,
+    len: u64,
+) -> Result<Contents> {
+    if len < ALIGN {
+        // A crash came before the header was on disk.
+        return Ok(Contents {
+            directory: Directory::default(),
+            closed: false,
+            end: len,
+            findings: vec![Finding::TornTail {
+                pack: *pack,
+                offset: 0,
+                len,
+            }],
+        });
+    }
+    let mut findings: Vec<Finding> = check_header(backend, pack, store)?.into_iter().collect();
+    let trailer = read_trailer(backend, pack, len)?;
+    if let Some(trailer) = trailer {
+        let bytes = (len - ALIGN - trailer.offset) as usize;
+        let bytes = read(backend, pack, trailer.offset, bytes)?;
+        let entries = bytes
+            .as_deref()
+            .and_then(|bytes| sound_entries(bytes, pack, &trailer));
+        let directory = entries.and_then(|entries| Directory::decode(entries, trailer.offset));
+        if let Some(directory) = directory {
+            return Ok(Contents {
+                directory,
+                closed: true,
+                end: trailer.offset,
+                findings,
+            });
+        }
+        findings.push(Finding::Directory {
+            pack: *pack,
+            detail: "its entries are damaged".to_owned(),
+        });
+    }
+    let end = trailer.map_or(len, |trailer| trailer.offset);
+    let mut scanned = scan(backend, pack, end, |_, _| ())?;
+    if trailer.is_none() && scanned.directory_follows {
+        // A crash came while it was closed; its records were synced before.
+        findings.push(Finding::TornTail {
+            pack: *pack,
+            offset: scanned.end,
+            len: len - scanned.end,
+        });
+    }
+    if let Some(trailer) = trailer {
+        // It was closed, so its last records were whole once.
+        for finding in &mut scanned.findings {
+            if let Finding::TornTail { pack, offset, len } = *finding {
+                *finding = Finding::Range { pack, offset, len };
+            }
+        }
+        if scanned.directory.entries().len() < trailer.count as usize && scanned.findings.is_empty()
+        {
+            findings.push(Finding::PackLength {
+                pack: *pack,
+                expected: end,
+                found: scanned.end,
+            });
+        }
+    }
+    if trailer.is_none() && !scanned.directory_follows && scanned.directory.entries().is_empty() {
+        // Nothing of it was ever whole: a crash came before its first sync.
+        findings.clear();
+        scanned.end = 0;
+        scanned.findings = vec![Finding::TornTail {
+            pack: *pack,
+            offset: 0,
+            len,
+        }];
+    }
+    findings.append(&mut scanned.findings);
+    Ok(Contents {
+        directory: scanned.directory,
+        closed: false,
+        end: scanned.end,
+        findings,
+    })
+}
+
+/// The entries' bytes, if directory and trailer agree on them.
+fn sound_entries<'a>(bytes: &'a [u8], pack: &PackName, trailer: &Trailer) -> Option<&'a [u8]> {
+    let (header, rest) = bytes.split_at_checked(ALIGN as usize)?;
+    let entries = rest.get(..trailer.count as usize * super::ENTRY_BYTES)?;
+    let sound = is_directory(header, pack.uuid)
+        && super::u32_at(header, 24) == trailer.count
+        && super::u32_at(header, 28) == trailer.crc
+        && crc32fast::hash(entries) == trailer.crc;
+    sound.then_some(entries)
+}

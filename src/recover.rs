@@ -1,0 +1,256 @@
+//! What is done with what an earlier run left: after a crash, and after an
+//! orderly end, where there is nothing to do.
+//!
+//! Manifests say what there is. What they name but the store lacks is
+//! damage and is reported; what the store has but they do not name was never
+//! acknowledged, or was deleted.
+
+use crate::disk::layer::{self, Below, Layer, LayerParts};
+use crate::disk::log::GraftSource;
+use crate::disk::{Disk, Engine};
+use crate::error::{Error, Result};
+use crate::manifest::{
+    self, BaseRecord, Catalogue, DiskRecord, EntryKind, LayerId, LayerRecord, LinkRecord,
+};
+use crate::progress::Progress;
+use crate::store::layer_files;
+use parking_lot::Mutex;
+use std::collections::{HashMap, HashSet};
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+/// Where files of layers go that nothing names while something is damaged.
+pub const ASIDE: &str = "layers/unreached";
+
+/// What recovery made of a store.
+pub struct Recovered {
+    /// Disks and imported images.
+    pub disks: Vec<Arc<Disk>>,
+    /// One line for the log.
+    pub summary: String,
+    /// What is damaged, in words.
+    pub damage: Vec<String>,
+}
+
+/// Reads every manifest that the catalogue lists and opens what they name.
+pub fn recover(
+    engine: &Arc<Engine>,
+    catalogue: &mut Catalogue,
+    progress: &dyn Progress,
+) -> Result<Recovered> {
+    let mut damage = Vec::new();
+    let mut records = Vec::new();
+    let mut links = Vec::new();
+    let total = catalogue.entries.len() as u64;
+    for (done, (id, kind)) in catalogue.entries.iter().enumerate() {
+        progress.update("reading manifests", done as u64, total);
+        let key = manifest::entry_key(id, *kind);
+        let read = match kind {
+            EntryKind::Disk => engine
+                .manifests
+                .read::<DiskRecord>(&key)
+                .map(|record| record.map(|record| records.push(record))),
+            EntryKind::Link => engine
+                .manifests
+                .read::<LinkRecord>(&key)
+                .map(|record| record.map(|record| links.push(record))),
+        };
+        match read {
+            Ok(Some(())) => {}
+            Ok(None) => damage.push(format!("{key} is missing")),
+            Err(error @ Error::Damaged { .. }) => damage.push(error.to_string()),
+            Err(error) => return Err(error),
+        }
+    }
+    let (files, strangers) = layer_files(&*engine.files)?;
+    let mut opener = Opener {
+        engine,
+        records: HashMap::new(),
+        files: &files,
+        opened: Mutex::default(),
+    };
+    for record in records.iter().flat_map(|disk| &disk.layers) {
+        // Several manifests may name a layer; one that knows its root knows
+        // more.
+        let known = opener.records.entry(record.id).or_insert(record);
+        if record.root.is_some() {
+            *known = record;
+        }
+    }
+    let mut disks = Vec::new();
+    for (done, record) in records.iter().enumerate() {
+        progress.update("reading layers", done as u64, records.len() as u64);
+        match Disk::restore(engine.clone(), record, &|base| opener.below(base)) {
+            Ok(disk) => {
+                disk.freeze_recovered()?;
+                disks.push(disk);
+            }
+            Err(error @ (Error::Damaged { .. } | Error::ChunkMissing { .. })) => {
+                damage.push(format!("disk {}: {error}", record.name));
+            }
+            Err(error) => return Err(error),
+        }
+    }
+    let opened = opener.opened.into_inner();
+    let broken = opened.values().filter_map(|layer| layer.broken());
+    damage.extend(broken.map(str::to_owned));
+    engine.layers.lock().extend(opened);
+    for link in links {
+        let snapshot = disks
+            .iter()
+            .filter(|disk| disk.id() == link.disk)
+            .flat_map(|disk| disk.list_snapshots())
+            .find(|snapshot| snapshot.id == link.snapshot);
+        match snapshot {
+            Some(snapshot) => {
+                snapshot.link_count().fetch_add(1, Ordering::SeqCst);
+                engine.links.lock().insert(link.name.clone(), link);
+            }
+            None => damage.push(format!("image {}: its snapshot is missing", link.name)),
+        }
+    }
+    let mut done = Vec::new();
+    let named: HashSet<LayerId> = engine.layers.lock().keys().copied().collect();
+    let unnamed: Vec<(LayerId, Vec<u64>)> = files
+        .into_iter()
+        .filter(|(id, _)| !named.contains(id))
+        .collect();
+    if !unnamed.is_empty() {
+        done.push(remove_unnamed(engine, &unnamed, damage.is_empty())?);
+    }
+    if !strangers.is_empty() {
+        tracing::warn!(
+            "not of this program: layers/{}",
+            strangers.join(", layers/")
+        );
+    }
+    let left = remove_unlisted(engine, catalogue, damage.is_empty())?;
+    if left > 0 {
+        done.push(format!("{left} manifests of unfinished changes"));
+    }
+    for text in &damage {
+        tracing::error!("damage: {text}");
+    }
+    let summary = match (done.is_empty(), damage.is_empty()) {
+        (true, true) => "nothing to recover".to_owned(),
+        (false, true) => format!("removed {}", done.join(" and ")),
+        (_, false) => format!(
+            "{} things are damaged; {}",
+            damage.len(),
+            done.join(" and ")
+        ),
+    };
+    Ok(Recovered {
+        disks,
+        summary,
+        damage,
+    })
+}
+
+/// Opens the layers that manifests name, each once, those below first.
+struct Opener<'a> {
+    engine: &'a Arc<Engine>,
+    records: HashMap<LayerId, &'a LayerRecord>,
+    files: &'a HashMap<LayerId, Vec<u64>>,
+    opened: Mutex<HashMap<LayerId, Arc<Layer>>>,
+}
+
+impl Opener<'_> {
+    fn below(&self, base: BaseRecord) -> Result<Below> {
+        match base {
+            BaseRecord::Empty => Ok(Below::Empty),
+            BaseRecord::Root(id) => Ok(Below::Root(self.engine.sealed.root(id)?)),
+            BaseRecord::Layer(id) => self.layer(id),
+        }
+    }
+
+    fn layer(&self, id: LayerId) -> Result<Below> {
+        if let Some(layer) = self.opened.lock().get(&id) {
+            return Ok(Below::Layer(layer.clone()));
+        }
+        let record = self.records.get(&id).ok_or_else(|| Error::Damaged {
+            what: format!("layer {id}"),
+            detail: "no manifest says what it is".into(),
+        })?;
+        if let Some(root) = record.root {
+            return Ok(Below::Root(self.engine.sealed.root(root)?));
+        }
+        let parts = LayerParts {
+            files: self.engine.files.clone(),
+            below: self.below(record.base)?,
+            size: record.size,
+            chunk_size: self.engine.sealed.chunk_size(),
+        };
+        let no_segments = Vec::new();
+        let segments = self.files.get(&id).unwrap_or(&no_segments);
+        let layer = Layer::recover(id, parts, segments, &|source| match source {
+            GraftSource::Layer(id) => self.layer(id),
+            GraftSource::Root(id) => Ok(Below::Root(self.engine.sealed.root(id)?)),
+        })?;
+        self.opened.lock().insert(id, layer.clone());
+        Ok(Below::Layer(layer))
+    }
+}
+
+/// Removes files of layers that nothing names; while something is damaged
+/// they may be what is missing, and are moved aside instead (invariant 8).
+fn remove_unnamed(engine: &Engine, unnamed: &[(LayerId, Vec<u64>)], sound: bool) -> Result<String> {
+    let files = &*engine.files;
+    if sound {
+        for (id, segments) in unnamed {
+            Layer::unlink(files, *id, segments)?;
+        }
+    } else {
+        files
+            .create_dir(Path::new(ASIDE))
+            .map_err(Error::io("creating", ASIDE))?;
+        for (id, segments) in unnamed {
+            for name in layer::file_names(*id, segments) {
+                let (from, to) = (
+                    Path::new(layer::DIRECTORY).join(&name),
+                    Path::new(ASIDE).join(&name),
+                );
+                match files.rename(&from, &to) {
+                    Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+                        return Err(Error::io("moving aside", name)(error));
+                    }
+                    _ => {}
+                }
+            }
+        }
+        files
+            .sync_dir(Path::new(ASIDE))
+            .map_err(Error::io("syncing", ASIDE))?;
+    }
+    files
+        .sync_dir(Path::new(layer::DIRECTORY))
+        .map_err(Error::io("syncing", layer::DIRECTORY))?;
+    let verb = if sound { "" } else { " (moved aside)" };
+    Ok(format!("{} layers that nothing names{verb}", unnamed.len()))
+}
+
+/// Removes manifests that the catalogue does not list: of creations that
+/// were not acknowledged, or of removals that were.
+fn remove_unlisted(engine: &Engine, catalogue: &Catalogue, sound: bool) -> Result<usize> {
+    let mut listed: HashSet<String> = catalogue
+        .entries
+        .iter()
+        .map(|(id, kind)| manifest::entry_key(id, *kind))
+        .collect();
+    listed.insert(manifest::header_key());
+    listed.insert(manifest::catalogue_key());
+    let unlisted: Vec<String> = engine
+        .manifests
+        .list()?
+        .into_iter()
+        .filter(|key| !listed.contains(key))
+        .collect();
+    if !sound {
+        return Ok(0);
+    }
+    for key in &unlisted {
+        engine.manifests.delete(key)?;
+    }
+    Ok(unlisted.len())
+}

@@ -1,0 +1,207 @@
+//! Snapshots: taking, deleting, renaming and reading them.
+
+pub mod seal;
+
+use crate::chunk::ChunkId;
+use crate::disk::layer::{Below, read_below};
+use crate::disk::sealed::SealedRoot;
+use crate::disk::{Attempt, Disk, Wait};
+use crate::error::Result;
+use crate::manifest::{BaseRecord, Owner, SnapshotKind, SnapshotRecord};
+use crate::time;
+use parking_lot::RwLock;
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU32, Ordering};
+use std::time::SystemTime;
+use uuid::Uuid;
+
+mod info;
+mod manage;
+
+/// A disk as it was at one instant.
+pub struct Snapshot {
+    pub(crate) id: Uuid,
+    pub(crate) number: u32,
+    pub(crate) kind: SnapshotKind,
+    /// Bytes.
+    pub(crate) size: u64,
+    /// Owner of the live image at that instant.
+    pub owner: Owner,
+    pub(crate) created_ns: i64,
+    pub(crate) expires_ns: Option<i64>,
+    hold: Option<String>,
+    tags: BTreeMap<String, String>,
+    name: RwLock<String>,
+    base: RwLock<Below>,
+    changed_ns: AtomicI64,
+    /// Images that are links to it.
+    links: AtomicU32,
+    damaged: AtomicBool,
+}
+
+impl Snapshot {
+    pub(crate) fn new(
+        number: u32,
+        kind: SnapshotKind,
+        base: Below,
+        size: u64,
+        created_ns: i64,
+        owner: Owner,
+    ) -> Snapshot {
+        Snapshot {
+            id: Uuid::new_v4(),
+            number,
+            kind,
+            size,
+            owner,
+            created_ns,
+            expires_ns: None,
+            hold: None,
+            tags: BTreeMap::new(),
+            name: RwLock::default(),
+            base: RwLock::new(base),
+            changed_ns: AtomicI64::new(created_ns),
+            links: AtomicU32::new(0),
+            damaged: AtomicBool::new(false),
+        }
+    }
+
+    pub(crate) fn restore(record: &SnapshotRecord, base: Below) -> Snapshot {
+        Snapshot {
+            id: record.id,
+            number: record.number,
+            kind: record.kind,
+            size: record.size,
+            owner: record.owner,
+            created_ns: record.created_ns,
+            expires_ns: record.expires_ns,
+            hold: record.hold.clone(),
+            tags: record.tags.clone(),
+            name: RwLock::new(record.name.clone()),
+            base: RwLock::new(base),
+            changed_ns: AtomicI64::new(record.created_ns),
+            links: AtomicU32::new(0),
+            damaged: AtomicBool::new(record.damaged),
+        }
+    }
+
+    pub(crate) fn record(&self, name: &str, base: BaseRecord) -> SnapshotRecord {
+        SnapshotRecord {
+            id: self.id,
+            number: self.number,
+            name: name.to_owned(),
+            kind: self.kind,
+            base,
+            size: self.size,
+            created_ns: self.created_ns,
+            expires_ns: self.expires_ns,
+            hold: self.hold.clone(),
+            tags: self.tags.clone(),
+            owner: self.owner,
+            damaged: self.damaged.load(Ordering::Relaxed),
+        }
+    }
+
+    /// Its number in the disk, which rises with every snapshot.
+    pub fn number(&self) -> u32 {
+        self.number
+    }
+
+    /// Its name.
+    pub fn name(&self) -> String {
+        self.name.read().clone()
+    }
+
+    pub(crate) fn set_name(&self, name: &str) {
+        let mut current = self.name.write();
+        if *current != name {
+            *current = name.to_owned();
+        }
+    }
+
+    /// Bytes.
+    pub fn size(&self) -> u64 {
+        self.size
+    }
+
+    /// The instant.
+    pub fn created(&self) -> SystemTime {
+        time::to_system(self.created_ns)
+    }
+
+    /// When what `info.toml` says last changed.
+    pub fn changed(&self) -> SystemTime {
+        time::to_system(self.changed_ns.load(Ordering::Relaxed))
+    }
+
+    pub(crate) fn touch(&self) {
+        self.changed_ns.fetch_max(time::now_ns(), Ordering::Relaxed);
+    }
+
+    /// Names that its image has: one more than there are images of it.
+    pub fn links(&self) -> u32 {
+        1 + self.links.load(Ordering::SeqCst)
+    }
+
+    pub(crate) fn link_count(&self) -> &AtomicU32 {
+        &self.links
+    }
+
+    /// What it shows.
+    pub(crate) fn base(&self) -> Below {
+        self.base.read().settled()
+    }
+
+    /// Lets go of a sealed layer.
+    pub(crate) fn settle(&self) {
+        let settled = self.base();
+        let mut base = self.base.write();
+        if matches!((&*base, &settled), (Below::Layer(_), Below::Root(_))) {
+            *base = settled;
+            drop(base);
+            self.touch();
+        }
+    }
+
+    /// Its map, once sealed; None while sealing, and for zeros only.
+    pub(crate) fn sealed(&self) -> Option<Arc<SealedRoot>> {
+        match self.base() {
+            Below::Root(root) => Some(root),
+            _ => None,
+        }
+    }
+
+    /// The root hash, once sealed.
+    pub fn root(&self) -> Option<ChunkId> {
+        self.sealed().map(|root| root.id)
+    }
+
+    /// "sealing", "ready" or "damaged".
+    pub fn state(&self) -> &'static str {
+        if self.damaged.load(Ordering::Relaxed) {
+            return "damaged";
+        }
+        match self.base() {
+            Below::Layer(layer) if layer.broken().is_some() => "damaged",
+            Below::Layer(_) => "sealing",
+            _ => "ready",
+        }
+    }
+}
+
+impl Disk {
+    /// Reads from a snapshot, short at its end.
+    pub fn read_snapshot(
+        &self,
+        snapshot: &Snapshot,
+        offset: u64,
+        buf: &mut [u8],
+        wait: Wait,
+    ) -> Result<Attempt<usize>> {
+        let len = snapshot.size.saturating_sub(offset).min(buf.len() as u64) as usize;
+        let base = snapshot.base();
+        let part = &mut buf[..len];
+        Ok(read_below(&self.engine.sealed, &base, offset, part, wait)?.map(|()| len))
+    }
+}

@@ -1,0 +1,81 @@
+//! What `info.toml` says of a snapshot.
+
+use super::Snapshot;
+use crate::disk::Disk;
+use crate::disk::layer::Below;
+use crate::error::{Error, Result};
+use serde::Serialize;
+use std::collections::BTreeMap;
+
+/// The keys of `info.toml`, in its order.
+#[derive(Serialize)]
+struct Info {
+    id: String,
+    disk_id: String,
+    name: String,
+    kind: &'static str,
+    state: &'static str,
+    progress: u64,
+    created: String,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    expires: Option<String>,
+    size: u64,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    unique_bytes: Option<u64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    root: Option<String>,
+    encrypted: bool,
+    held_by: Vec<String>,
+    tags: BTreeMap<String, String>,
+}
+
+impl Snapshot {
+    /// How much of its seal is done, in percent.
+    fn progress(&self) -> u64 {
+        match self.base() {
+            Below::Layer(layer) => layer.seal_progress(),
+            _ => 100,
+        }
+    }
+}
+
+impl Disk {
+    /// The text of a snapshot's `info.toml`. May read map pages.
+    ///
+    /// `unique_bytes` is what deleting this snapshot alone would free, as
+    /// stored, and is there once the snapshot is sealed and as long as the
+    /// maps can be read.
+    pub fn snapshot_info(&self, snapshot: &Snapshot) -> Result<String> {
+        let unique_bytes = match snapshot.base() {
+            Below::Layer(_) => None,
+            _ => match self.engine.unique_bytes(self, snapshot) {
+                Ok(bytes) => Some(bytes),
+                Err(error @ (Error::Damaged { .. } | Error::ChunkMissing { .. })) => {
+                    tracing::warn!("unique bytes of {}: {error}", snapshot.name());
+                    None
+                }
+                Err(error) => return Err(error),
+            },
+        };
+        let info = Info {
+            id: snapshot.id.to_string(),
+            disk_id: self.id().to_string(),
+            name: snapshot.name(),
+            kind: snapshot.kind.as_str(),
+            state: snapshot.state(),
+            progress: snapshot.progress(),
+            created: snapshot.created_text(),
+            expires: snapshot.expires(),
+            size: snapshot.size,
+            unique_bytes,
+            root: snapshot.root().map(|root| root.to_string()),
+            encrypted: false,
+            held_by: self.held_by(snapshot),
+            tags: snapshot.tags().clone(),
+        };
+        toml::to_string(&info).map_err(|error| Error::Damaged {
+            what: format!("info.toml of {}", snapshot.name()),
+            detail: error.to_string(),
+        })
+    }
+}

@@ -1,0 +1,177 @@
+//! What `mkdir`, `rmdir` and `mv` in `.snapshots` do.
+
+use super::Snapshot;
+use crate::disk::layer::Below;
+use crate::disk::{Attempt, Disk, Opened, Seek, UNSEALED_MAX, Wait};
+use crate::error::{Error, Result};
+use crate::manifest::SnapshotKind;
+use crate::name::SnapshotName;
+use crate::time;
+use std::sync::Arc;
+
+/// Fresh data in a head, in bytes, over which `mkdir` first pushes it out in
+/// pieces, so that the sync after the swap is short.
+const PUSH_OUT: u64 = 16 << 20;
+
+impl Disk {
+    /// All snapshots, oldest first.
+    pub fn snapshots(&self) -> Vec<Arc<Snapshot>> {
+        self.list_snapshots()
+    }
+
+    /// The snapshot of that name.
+    pub fn snapshot(&self, name: &str) -> Option<Arc<Snapshot>> {
+        self.find(name).ok()
+    }
+
+    /// The snapshot of that number.
+    pub fn snapshot_by_number(&self, number: u32) -> Option<Arc<Snapshot>> {
+        self.list_snapshots()
+            .into_iter()
+            .find(|snapshot| snapshot.number == number)
+    }
+
+    /// Counts a snapshot's image as open.
+    pub fn open_snapshot(self: &Arc<Self>, snapshot: &Arc<Snapshot>) -> Result<Opened> {
+        self.count_snapshot_open(snapshot.number)
+    }
+
+    /// Takes a snapshot; durable, with every layer below it, when this
+    /// returns (invariant 2).
+    pub fn take_snapshot(self: &Arc<Self>, name: SnapshotName) -> Result<Arc<Snapshot>> {
+        self.engine.check_open()?;
+        self.engine.capacity.has_room_for_work(0).and_then(|room| {
+            if room {
+                Ok(())
+            } else {
+                self.engine.capacity.check_write(1 << 20)
+            }
+        })?;
+        self.check_new_name(name.as_str())?;
+        self.wait_for_sealer()?;
+        if let Some(head) = self.head()
+            && head.data_bytes() > PUSH_OUT
+        {
+            head.write_back()?;
+        }
+        let _settling = self.engine.settling.read();
+        let meta = self.lock_meta();
+        self.check_new_name(name.as_str())?;
+        self.take(&meta, name.as_str(), SnapshotKind::Manual)
+    }
+
+    /// Waits while too many layers of this disk wait to be sealed. Nothing
+    /// is held meanwhile, so that the sealer gets on.
+    fn wait_for_sealer(&self) -> Result<()> {
+        let mut work = self.engine.work.work.lock();
+        loop {
+            self.engine.check_open()?;
+            let waiting = self
+                .layers()
+                .iter()
+                .filter(|layer| layer.is_frozen() && layer.unsealable.get().is_none())
+                .count();
+            if waiting <= UNSEALED_MAX {
+                return Ok(());
+            }
+            work.seal = true;
+            self.engine.work.changed.notify_all();
+            self.engine.work.changed.wait(&mut work);
+        }
+    }
+
+    /// Deletes a snapshot; durable when this returns. Its space comes back
+    /// later.
+    pub fn delete_snapshot(self: &Arc<Self>, name: &str) -> Result<()> {
+        let number = self.find(name)?.number;
+        let closed = self.snapshot_settles_closed(number);
+        let _settling = self.engine.settling.read();
+        let meta = self.lock_meta();
+        let snapshot = self.find(name)?;
+        let mut by = self.held_by(&snapshot);
+        if !closed && by.is_empty() {
+            by.push("it is open, or mounted as a loop device".into());
+        }
+        if !by.is_empty() {
+            snapshot.touch();
+            return Err(Error::Busy {
+                what: format!("snapshot {name} of {}", self.name()),
+                by,
+            });
+        }
+        self.forget_snapshot(&meta, name)?;
+        self.engine.work.raise(|work| {
+            work.seal = true;
+            work.collect = true;
+        });
+        Ok(())
+    }
+
+    /// Renames a snapshot; durable when this returns.
+    pub fn rename_snapshot(&self, from: &str, to: SnapshotName) -> Result<()> {
+        let _settling = self.engine.settling.read();
+        let meta = self.lock_meta();
+        let snapshot = self.find(from)?;
+        if from == to.as_str() {
+            return Ok(());
+        }
+        self.check_new_name(to.as_str())?;
+        self.set_snapshot_name(&meta, from, to.as_str())?;
+        snapshot.touch();
+        Ok(())
+    }
+
+    /// Why a snapshot cannot be deleted, in words; empty if it can.
+    pub fn held_by(&self, snapshot: &Snapshot) -> Vec<String> {
+        let mut by = Vec::new();
+        if let Some(reason) = &snapshot.hold {
+            by.push(format!("held: {reason}"));
+        }
+        by.extend(
+            self.links_of(snapshot)
+                .into_iter()
+                .map(|image| format!("image {image} depends on it")),
+        );
+        if self.is_snapshot_open(snapshot.number) {
+            by.push("it is open, or mounted as a loop device".into());
+        }
+        by
+    }
+
+    /// Where data or a hole begins in a snapshot.
+    pub fn seek_snapshot(
+        &self,
+        snapshot: &Snapshot,
+        offset: u64,
+        what: Seek,
+        wait: Wait,
+    ) -> Result<Attempt<Option<u64>>> {
+        self.seek_below(&snapshot.base(), snapshot.size, offset, what, wait)
+    }
+
+    /// Bytes of data in a snapshot, whole blocks or chunks counted.
+    pub fn allocated_snapshot(&self, snapshot: &Snapshot, wait: Wait) -> Result<Attempt<u64>> {
+        match snapshot.base() {
+            Below::Root(root) => Ok(Attempt::Done(
+                (root.root.count * self.engine.sealed.chunk_size())
+                    .min(snapshot.size.next_multiple_of(4096)),
+            )),
+            below => self.count_below(&below, snapshot.size, wait),
+        }
+    }
+}
+
+impl Snapshot {
+    /// What `expires` says in `info.toml`.
+    pub(super) fn expires(&self) -> Option<String> {
+        self.expires_ns.map(time::rfc3339)
+    }
+
+    pub(super) fn tags(&self) -> &std::collections::BTreeMap<String, String> {
+        &self.tags
+    }
+
+    pub(super) fn created_text(&self) -> String {
+        time::rfc3339(self.created_ns)
+    }
+}

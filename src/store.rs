@@ -1,0 +1,366 @@
+//! A store: its disks, images and catalogue, and the threads that work in
+//! the background.
+
+use crate::backend::Backend;
+use crate::backend::local::LocalBackend;
+use crate::capacity::{Capacity, Space};
+use crate::chunk::store::ChunkStore;
+use crate::disk::{Disk, Engine};
+use crate::error::{Error, Result};
+use crate::files::{Files, LocalFiles};
+use crate::manifest::{self, Catalogue, EntryKind, Header, LinkRecord, Manifests, Owner, Role};
+use crate::name::{DiskName, ImageName};
+use crate::progress::Progress;
+use crate::snapshot::Snapshot;
+use crate::time;
+use parking_lot::{Mutex, RwLock};
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::thread::JoinHandle;
+use uuid::Uuid;
+
+mod background;
+mod images;
+mod lock;
+mod open;
+mod status;
+
+pub use lock::StoreLock;
+pub(crate) use open::layer_files;
+pub use status::Status;
+
+/// How a store is made.
+pub struct InitOptions {
+    /// Bytes in a chunk: a power of two from 16 KiB to 1 MiB.
+    pub chunk_size: u32,
+}
+
+impl Default for InitOptions {
+    fn default() -> Self {
+        InitOptions {
+            chunk_size: 64 << 10,
+        }
+    }
+}
+
+/// How a store is used.
+#[derive(Clone, Debug)]
+pub struct Options {
+    /// Bytes of decompressed chunks kept in memory.
+    pub cache_bytes: u64,
+    /// Bytes in a pack, roughly.
+    pub pack_bytes: u64,
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        Options {
+            cache_bytes: 48 << 20,
+            pack_bytes: 64 << 20,
+        }
+    }
+}
+
+/// An image as `.images` lists it.
+#[derive(Clone)]
+pub enum Image {
+    /// A second name of a snapshot's image.
+    Link {
+        /// Its name.
+        name: String,
+        /// The snapshot's disk.
+        disk: Arc<Disk>,
+        /// The snapshot.
+        snapshot: Arc<Snapshot>,
+    },
+    /// An imported image.
+    Import {
+        /// Its name.
+        name: String,
+        /// What holds its data.
+        disk: Arc<Disk>,
+    },
+}
+
+impl Image {
+    /// Its name.
+    pub fn name(&self) -> &str {
+        match self {
+            Image::Link { name, .. } | Image::Import { name, .. } => name,
+        }
+    }
+}
+
+/// An open store.
+pub struct Store {
+    root: PathBuf,
+    pub(crate) header: Header,
+    pub(crate) engine: Arc<Engine>,
+    /// Held while a disk or image gets a name. Lock order: before all others.
+    naming: Mutex<()>,
+    /// Held by every change of what the catalogue lists, over its manifest.
+    /// Lock order: after a disk's `meta`.
+    catalogue: Mutex<Catalogue>,
+    /// Disks and imported images, by number. Held for a look only.
+    disks: RwLock<BTreeMap<u32, Arc<Disk>>>,
+    threads: Mutex<Vec<JoinHandle<()>>>,
+    lock: Mutex<Option<StoreLock>>,
+    /// Held by a gc from its start to its end.
+    pub(crate) collecting: Mutex<()>,
+    /// What recovery found damaged, in words: gc deletes nothing then.
+    pub(crate) damage: Mutex<Vec<String>>,
+}
+
+/// Makes a store in `root`, which is made if it is not there.
+pub fn init(root: &Path, options: &InitOptions) -> Result<()> {
+    if !options.chunk_size.is_power_of_two() || !(16 << 10..=1 << 20).contains(&options.chunk_size)
+    {
+        return Err(Error::InvalidArgument {
+            what: format!(
+                "a chunk size of {} bytes: it is a power of two from 16 KiB to 1 MiB",
+                options.chunk_size
+            ),
+        });
+    }
+    let shown = root.display().to_string();
+    match std::fs::read_dir(root) {
+        Ok(mut entries) => {
+            if root.join("manifests/store").exists() {
+                return Err(Error::Exists {
+                    what: "store",
+                    name: shown,
+                });
+            }
+            // A store whose making was cut short has these only.
+            let known = ["packs", "manifests", "layers", "lock"];
+            let stranger = entries.find_map(|entry| {
+                let name = entry.ok()?.file_name();
+                (!known.iter().any(|known| name == *known)).then_some(name)
+            });
+            if let Some(name) = stranger {
+                return Err(Error::NotEmpty {
+                    what: shown,
+                    content: name.to_string_lossy().into_owned(),
+                });
+            }
+        }
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
+            std::fs::create_dir_all(root).map_err(Error::io("creating", shown.clone()))?;
+        }
+        Err(error) => return Err(Error::io("reading", shown)(error)),
+    }
+    crate::sys::restrict_directory(root).map_err(Error::io("restricting", shown.clone()))?;
+    let _lock = StoreLock::take(root)?;
+    let files: Arc<dyn Files> = Arc::new(LocalFiles::new(root));
+    init_in(files, options)
+}
+
+/// Makes a store in an empty directory tree. The header comes last: what has
+/// one is whole.
+pub fn init_in(files: Arc<dyn Files>, options: &InitOptions) -> Result<()> {
+    for dir in ["packs", "manifests", crate::disk::layer::DIRECTORY] {
+        files
+            .create_dir(Path::new(dir))
+            .map_err(Error::io("creating", dir))?;
+    }
+    files
+        .sync_dir(Path::new(""))
+        .map_err(Error::io("syncing", "."))?;
+    let backend: Arc<dyn Backend> = Arc::new(LocalBackend::new(files)?);
+    let catalogue = Catalogue {
+        epoch: 0,
+        sequence: 0,
+        next_number: 1,
+        entries: BTreeMap::new(),
+    };
+    let key: [u8; 32] = {
+        let mut hasher = blake3::Hasher::new();
+        for _ in 0..4 {
+            hasher.update(Uuid::new_v4().as_bytes());
+        }
+        *hasher.finalize().as_bytes()
+    };
+    let header = Header {
+        store: Uuid::new_v4(),
+        incompat: Vec::new(),
+        ro_compat: Vec::new(),
+        compat: Vec::new(),
+        chunk_size: options.chunk_size,
+        key: blake3::Hash::from_bytes(key).to_hex().to_string(),
+        created_ns: time::now_ns(),
+    };
+    if backend.get(&manifest::catalogue_key())?.is_none() {
+        backend.put_new(&manifest::catalogue_key(), &manifest::encode(&catalogue)?)?;
+    }
+    backend.put_new(&manifest::header_key(), &manifest::encode(&header)?)
+}
+
+impl Store {
+    /// Its directory.
+    pub fn root(&self) -> &Path {
+        &self.root
+    }
+
+    /// Says in the lock file who holds the store.
+    pub fn set_holder(&self, text: &str) {
+        if let Some(lock) = &*self.lock.lock() {
+            lock.set_holder(text);
+        }
+    }
+
+    /// Disks, by name.
+    pub fn disks(&self) -> Vec<Arc<Disk>> {
+        let mut disks: Vec<Arc<Disk>> = self
+            .disks
+            .read()
+            .values()
+            .filter(|disk| !disk.is_import())
+            .cloned()
+            .collect();
+        disks.sort_by_key(|disk| disk.name());
+        disks
+    }
+
+    /// Disks and imported images.
+    pub(crate) fn all_disks(&self) -> Vec<Arc<Disk>> {
+        self.disks.read().values().cloned().collect()
+    }
+
+    /// The disk of that name.
+    pub fn disk(&self, name: &str) -> Option<Arc<Disk>> {
+        let disks = self.disks.read();
+        disks
+            .values()
+            .find(|disk| !disk.is_import() && disk.name() == name)
+            .cloned()
+    }
+
+    /// The disk or imported image of that number.
+    pub fn disk_by_number(&self, number: u32) -> Option<Arc<Disk>> {
+        self.disks.read().get(&number).cloned()
+    }
+
+    pub(crate) fn disk_by_id(&self, id: Uuid) -> Option<Arc<Disk>> {
+        let disks = self.disks.read();
+        disks.values().find(|disk| disk.id() == id).cloned()
+    }
+
+    /// Makes a disk without an image; durable when this returns.
+    pub fn create_disk(&self, name: DiskName, owner: Owner) -> Result<Arc<Disk>> {
+        let _naming = self.naming.lock();
+        let mut catalogue = self.catalogue.lock();
+        if self.disk(name.as_str()).is_some() {
+            return Err(Error::Exists {
+                what: "disk",
+                name: name.into(),
+            });
+        }
+        self.add_disk(&mut catalogue, Role::Disk, name.into(), owner)
+    }
+
+    /// Writes a new disk's manifest, then the catalogue that lists it.
+    fn add_disk(
+        &self,
+        catalogue: &mut Catalogue,
+        role: Role,
+        name: String,
+        owner: Owner,
+    ) -> Result<Arc<Disk>> {
+        self.engine.check_open()?;
+        self.engine.capacity.check_write(1 << 16)?;
+        let number = catalogue.next_number;
+        let disk = Disk::new(self.engine.clone(), number, role, name, owner);
+        disk.publish()?;
+        let mut next = catalogue.clone();
+        next.next_number += 1;
+        next.entries.insert(disk.id(), EntryKind::Disk);
+        self.replace_catalogue(catalogue, next)?;
+        self.disks.write().insert(number, disk.clone());
+        self.engine.disks.write().push(Arc::downgrade(&disk));
+        Ok(disk)
+    }
+
+    fn replace_catalogue(&self, catalogue: &mut Catalogue, mut next: Catalogue) -> Result<()> {
+        next.sequence += 1;
+        self.engine.manifests.replace(&next)?;
+        *catalogue = next;
+        Ok(())
+    }
+
+    /// Removes a disk that has neither an image nor snapshots.
+    pub fn remove_disk(&self, name: &str) -> Result<()> {
+        let disk = self.disk(name).ok_or_else(|| Error::Missing {
+            what: "disk",
+            name: name.to_owned(),
+        })?;
+        let meta = disk.lock_meta();
+        let mut catalogue = self.catalogue.lock();
+        let content = match (disk.image_writable(), disk.list_snapshots().len()) {
+            (true, _) => "a live image: remove its disk.img first".to_owned(),
+            (false, 0) => String::new(),
+            (false, count) => format!("{count} snapshots: remove them first"),
+        };
+        if !content.is_empty() {
+            return Err(Error::NotEmpty {
+                what: format!("disk {name}"),
+                content,
+            });
+        }
+        self.forget_disk(&mut catalogue, &disk)?;
+        drop(meta);
+        Ok(())
+    }
+
+    /// Takes a disk off the catalogue, then removes its manifest.
+    fn forget_disk(&self, catalogue: &mut Catalogue, disk: &Arc<Disk>) -> Result<()> {
+        let mut next = catalogue.clone();
+        next.entries.remove(&disk.id());
+        self.replace_catalogue(catalogue, next)?;
+        self.disks.write().remove(&disk.number());
+        self.engine
+            .manifests
+            .delete(&manifest::entry_key(&disk.id(), EntryKind::Disk))
+    }
+
+    /// Renames a disk. Another disk is never replaced.
+    pub fn rename_disk(&self, from: &str, to: DiskName) -> Result<()> {
+        // Names are given under this lock only, so nobody takes it meanwhile.
+        let _naming = self.naming.lock();
+        let disk = self.disk(from).ok_or_else(|| Error::Missing {
+            what: "disk",
+            name: from.to_owned(),
+        })?;
+        if from == to.as_str() {
+            return Ok(());
+        }
+        if self.disk(to.as_str()).is_some() {
+            return Err(Error::Exists {
+                what: "disk",
+                name: to.into(),
+            });
+        }
+        disk.set_name(to.into())
+    }
+
+    /// Room in the store.
+    pub fn space(&self) -> Result<Space> {
+        self.engine.capacity.space()
+    }
+
+    /// The chunk store.
+    pub fn chunks(&self) -> &Arc<ChunkStore> {
+        self.engine.sealed.chunks()
+    }
+}
+
+impl Drop for Store {
+    fn drop(&mut self) {
+        if !self.engine.closing.load(Ordering::SeqCst)
+            && let Err(error) = self.close()
+        {
+            tracing::error!("closing the store: {error}");
+        }
+    }
+}

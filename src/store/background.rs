@@ -1,0 +1,337 @@
+//! The threads that work in the background: the sealer, the flusher, the
+//! collector, and the finisher of imports. Each sleeps on `Engine::work` until there is something to do;
+//! an idle store wakes none of them.
+
+use super::*;
+use crate::chunk::store::Batch;
+use crate::disk::layer::Layer;
+use crate::manifest::LayerId;
+use crate::progress::Quiet;
+use crate::snapshot::seal::SealPass;
+use crate::sys;
+use std::collections::HashSet;
+use std::sync::Weak;
+use std::time::{Duration, Instant};
+
+/// How long after the first write a head's records reach the log at the
+/// latest (the kernel's own default for dirty pages).
+const FLUSH_DELAY: Duration = Duration::from_secs(30);
+/// How long what is deleted may gather before space is won back.
+const COLLECT_DELAY: Duration = Duration::from_secs(2);
+/// How long a seal that had no room, or files that could not be removed yet,
+/// wait before the next try.
+const RETRY_DELAY: Duration = Duration::from_secs(5);
+/// Bytes of layers sealed in one pass, from which on it ends.
+const PASS_BYTES: u64 = 1 << 30;
+/// Layers sealed in one pass.
+const PASS_LAYERS: usize = 64;
+
+/// What a round of the sealer came to.
+enum Round {
+    /// There may be more to do.
+    More,
+    /// All is done.
+    Done,
+    /// Something could not be done yet.
+    Later,
+}
+
+impl Store {
+    /// Starts the threads. They hold the store weakly: it ends them.
+    pub(super) fn start_background(self: &Arc<Self>) {
+        let bodies: [(&str, fn(&Weak<Store>, &Engine)); 4] = [
+            ("sealer", seal_thread),
+            ("flusher", flush_thread),
+            ("collector", collect_thread),
+            ("finisher", finish_thread),
+        ];
+        let mut threads = self.threads.lock();
+        for (name, body) in bodies {
+            let store = Arc::downgrade(self);
+            let engine = self.engine.clone();
+            let spawned = std::thread::Builder::new()
+                .name(name.to_owned())
+                .spawn(move || body(&store, &engine));
+            match spawned {
+                Ok(thread) => threads.push(thread),
+                Err(error) => tracing::error!("no {name} thread: {error}"),
+            }
+        }
+        for disk in self.all_disks() {
+            disk.released();
+        }
+        self.engine.work.raise(|work| work.seal = true);
+    }
+
+    /// Finishes the imports whose time has come; answers when the next one's
+    /// comes.
+    fn finish_imports(&self) -> Option<Instant> {
+        let mut next: Option<Instant> = None;
+        for disk in self.all_disks() {
+            let Some(at) = disk.finish_at() else { continue };
+            if at > Instant::now() {
+                next = Some(next.map_or(at, |next| next.min(at)));
+            } else if let Err(error) = disk.finish_import() {
+                tracing::error!("image {} stays writable: {error}", disk.name());
+            }
+        }
+        next
+    }
+
+    /// One pass: layers that can be sealed become maps, manifests name the
+    /// maps, files that nothing needs any more go.
+    fn seal_round(&self, pool: &rayon::ThreadPool) -> Result<Round> {
+        let chunks = self.chunks().clone();
+        let batch = chunks.begin();
+        let sealed = self.seal_some(&batch, pool)?;
+        // A failure above may have left roots that manifests do not name.
+        self.publish_roots()?;
+        drop(batch);
+        let removed = self.remove_sealed_layers()?;
+        // `mkdir` may be waiting for this.
+        self.engine.work.changed.notify_all();
+        Ok(match (sealed, removed) {
+            (0, true) => Round::Done,
+            (0, false) => Round::Later,
+            _ => Round::More,
+        })
+    }
+
+    /// Seals layers, those below first; answers how many.
+    fn seal_some(&self, batch: &Batch, pool: &rayon::ThreadPool) -> Result<usize> {
+        let mut pass = SealPass::new(&self.engine, batch, pool);
+        let mut layers: Vec<Arc<Layer>> = Vec::new();
+        let mut bytes = 0;
+        'disks: for disk in self.all_disks() {
+            for layer in disk.layers() {
+                if !pass.can_seal(&layer) {
+                    continue;
+                }
+                match pass.seal(&layer) {
+                    Ok(()) => {
+                        bytes += layer.data_bytes();
+                        layers.push(layer);
+                    }
+                    Err(
+                        error @ (Error::Damaged { .. }
+                        | Error::ChunkMissing { .. }
+                        | Error::Io {
+                            doing: "reading", ..
+                        }),
+                    ) => {
+                        // Its blocks stay where they are and can be read.
+                        tracing::error!("layer {} cannot be sealed: {error}", layer.id);
+                        let _ = layer.unsealable.set(error.to_string());
+                    }
+                    Err(error) => return Err(error),
+                }
+                if bytes >= PASS_BYTES || layers.len() >= PASS_LAYERS {
+                    break 'disks;
+                }
+            }
+        }
+        if layers.is_empty() {
+            return Ok(0);
+        }
+        let roots = pass.finish()?;
+        for layer in &layers {
+            if let Some(root) = roots.get(&layer.id) {
+                layer.set_sealed(root.clone());
+            }
+        }
+        Ok(layers.len())
+    }
+
+    /// Replaces every manifest that still names a sealed layer as unsealed.
+    fn publish_roots(&self) -> Result<()> {
+        let sealed: HashSet<LayerId> = {
+            let layers = self.engine.layers.lock();
+            let sealed = layers.values().filter(|layer| layer.sealed().is_some());
+            sealed.map(|layer| layer.id).collect()
+        };
+        for disk in self.all_disks() {
+            if !disk.durable_layers().is_disjoint(&sealed) {
+                disk.publish()?;
+            }
+            disk.settle();
+        }
+        Ok(())
+    }
+
+    /// Removes the files of layers that no manifest names as unsealed and
+    /// nothing shows any more. False if that has to wait, because somebody
+    /// has a layer in hand that nothing names yet.
+    fn remove_sealed_layers(&self) -> Result<bool> {
+        let Some(_settling) = self.engine.settling.try_write() else {
+            return Ok(false);
+        };
+        // While something is damaged, what nothing names may be what is
+        // missing; and a manifest on disk may be one that we do not know.
+        if !self.damage.lock().is_empty() || self.engine.manifests.check_known().is_err() {
+            return Ok(true);
+        }
+        let mut needed: HashSet<LayerId> = HashSet::new();
+        for disk in self.all_disks() {
+            needed.extend(disk.durable_layers());
+            needed.extend(disk.layers().iter().map(|layer| layer.id));
+        }
+        let unneeded: Vec<Arc<Layer>> = {
+            let layers = self.engine.layers.lock();
+            let unneeded = layers.values().filter(|layer| !needed.contains(&layer.id));
+            unneeded.cloned().collect()
+        };
+        for layer in unneeded {
+            Layer::unlink(&*self.engine.files, layer.id, &layer.segments())?;
+            self.engine.layers.lock().remove(&layer.id);
+        }
+        Ok(true)
+    }
+
+    /// Syncs every head that has something to sync.
+    fn flush_heads(&self) {
+        for disk in self.all_disks() {
+            let dirty = disk.layers().iter().any(|layer| layer.is_dirty());
+            if dirty && let Err(error) = disk.sync_layers() {
+                tracing::error!("disk {}: {error}", disk.name());
+            }
+        }
+    }
+}
+
+fn seal_thread(store: &Weak<Store>, engine: &Engine) {
+    let pool = rayon::ThreadPoolBuilder::new()
+        .thread_name(|index| format!("seal-{index}"))
+        .start_handler(|_| sys::lowest_priority())
+        .build();
+    let pool = match pool {
+        Ok(pool) => pool,
+        Err(error) => {
+            tracing::error!("no sealing threads: {error}");
+            return;
+        }
+    };
+    let mut later = false;
+    loop {
+        {
+            let mut work = engine.work.work.lock();
+            while !work.seal {
+                if engine.closing.load(Ordering::SeqCst) {
+                    return;
+                }
+                if later {
+                    let waited = engine.work.changed.wait_for(&mut work, RETRY_DELAY);
+                    if waited.timed_out() {
+                        break;
+                    }
+                } else {
+                    engine.work.changed.wait(&mut work);
+                }
+            }
+            work.seal = false;
+        }
+        let Some(store) = store.upgrade() else { return };
+        if engine.closing.load(Ordering::SeqCst) {
+            return;
+        }
+        later = false;
+        match store.seal_round(&pool) {
+            Ok(Round::Done) => {}
+            Ok(Round::More) => engine.work.raise(|work| work.seal = true),
+            Ok(Round::Later) => later = true,
+            Err(Error::Closing) => return,
+            Err(error) if error.is_no_space() => {
+                tracing::warn!("sealing waits for room: {error}");
+                later = true;
+            }
+            Err(error) => {
+                // Nothing was lost: what is not sealed stays in its layer.
+                tracing::error!("sealing has stopped: {error}");
+            }
+        }
+    }
+}
+
+fn flush_thread(store: &Weak<Store>, engine: &Engine) {
+    loop {
+        {
+            let mut work = engine.work.work.lock();
+            while !work.flush && !engine.dirty.load(Ordering::SeqCst) {
+                if engine.closing.load(Ordering::SeqCst) {
+                    return;
+                }
+                engine.work.changed.wait(&mut work);
+            }
+            let until = Instant::now() + FLUSH_DELAY;
+            while !work.flush && !engine.closing.load(Ordering::SeqCst) {
+                if engine.work.changed.wait_until(&mut work, until).timed_out() {
+                    break;
+                }
+            }
+            work.flush = false;
+        }
+        if engine.closing.load(Ordering::SeqCst) {
+            return;
+        }
+        engine.dirty.store(false, Ordering::SeqCst);
+        let Some(store) = store.upgrade() else { return };
+        store.flush_heads();
+    }
+}
+
+fn finish_thread(store: &Weak<Store>, engine: &Engine) {
+    let mut next: Option<Instant> = None;
+    loop {
+        {
+            let mut work = engine.work.work.lock();
+            while !work.finish && !engine.closing.load(Ordering::SeqCst) {
+                match next {
+                    None => engine.work.changed.wait(&mut work),
+                    Some(at) => {
+                        if engine.work.changed.wait_until(&mut work, at).timed_out() {
+                            break;
+                        }
+                    }
+                }
+            }
+            work.finish = false;
+        }
+        if engine.closing.load(Ordering::SeqCst) {
+            return;
+        }
+        let Some(store) = store.upgrade() else { return };
+        next = store.finish_imports();
+    }
+}
+
+fn collect_thread(store: &Weak<Store>, engine: &Engine) {
+    loop {
+        {
+            let mut work = engine.work.work.lock();
+            while !work.collect {
+                if engine.closing.load(Ordering::SeqCst) {
+                    return;
+                }
+                engine.work.changed.wait(&mut work);
+            }
+            // Deletions come in rows: `rm -r`, a policy.
+            let until = Instant::now() + COLLECT_DELAY;
+            while !engine.closing.load(Ordering::SeqCst) {
+                if engine.work.changed.wait_until(&mut work, until).timed_out() {
+                    break;
+                }
+            }
+            work.collect = false;
+        }
+        if engine.closing.load(Ordering::SeqCst) {
+            return;
+        }
+        let Some(store) = store.upgrade() else { return };
+        match store.gc(false, &Quiet) {
+            Ok(report) => tracing::info!("space: {report}"),
+            Err(Error::Closing) => return,
+            Err(error) => tracing::error!("no space is won back: {error}"),
+        }
+        // Sealing may have waited for room.
+        engine.work.raise(|work| work.seal = true);
+    }
+}

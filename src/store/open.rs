@@ -1,0 +1,218 @@
+//! Opening and closing a store.
+
+use super::*;
+use crate::chunk::Keys;
+use crate::chunk::store as chunk_store;
+use crate::disk::sealed::Sealed;
+use crate::disk::{Signal, layer};
+use crate::pool::Pool;
+use crate::recover;
+use std::collections::HashMap;
+use std::sync::atomic::AtomicBool;
+
+/// Threads that answer fsyncs: at most one a disk is busy at a time.
+const FLUSH_THREADS: usize = 8;
+
+impl Store {
+    /// Opens the store in `root`: takes its lock, recovers what an earlier
+    /// run left, and starts the background threads. What was found goes to
+    /// the log.
+    pub fn open(root: &Path, options: Options, progress: &dyn Progress) -> Result<Arc<Store>> {
+        let shown = root.display().to_string();
+        let not_a_store = |detail: String| Error::NotAStore {
+            path: shown.clone(),
+            detail,
+        };
+        if !root.is_dir() {
+            return Err(not_a_store("there is no such directory".into()));
+        }
+        if !root.join("manifests/store").exists() {
+            return Err(not_a_store(
+                "it has no manifests/store; `snapdisk init` makes a store".into(),
+            ));
+        }
+        let lock = StoreLock::take(root)?;
+        let files: Arc<dyn Files> = Arc::new(LocalFiles::new(root));
+        let store = Store::open_in(files, root, options, progress)?;
+        *store.lock.lock() = Some(lock);
+        Ok(store)
+    }
+
+    /// Opens the store in a directory tree that nobody else uses. `root` is
+    /// where the index, a cache that may be lost at any moment, has its
+    /// directory.
+    pub fn open_in(
+        files: Arc<dyn Files>,
+        root: &Path,
+        options: Options,
+        progress: &dyn Progress,
+    ) -> Result<Arc<Store>> {
+        let local = LocalBackend::new(files.clone())?;
+        local.clean_temporaries()?;
+        let backend: Arc<dyn Backend> = Arc::new(local);
+        let manifests = Manifests::new(backend.clone());
+        let header: Header =
+            manifests
+                .read(&manifest::header_key())?
+                .ok_or_else(|| Error::NotAStore {
+                    path: root.display().to_string(),
+                    detail: "its header is missing".into(),
+                })?;
+        check_features(&header)?;
+        let mut catalogue: Catalogue =
+            manifests
+                .read(&manifest::catalogue_key())?
+                .ok_or_else(|| Error::Damaged {
+                    what: manifest::catalogue_key(),
+                    detail: "the catalogue is missing".into(),
+                })?;
+        // Names made in this run are told from those of every other.
+        catalogue.epoch += 1;
+        catalogue.sequence += 1;
+        manifests.replace(&catalogue)?;
+
+        let key = blake3::Hash::from_hex(&header.key).map_err(|error| Error::Damaged {
+            what: manifest::header_key(),
+            detail: format!("its key: {error}"),
+        })?;
+        let (chunks, opened) = ChunkStore::open(
+            backend,
+            Keys::new(key.as_bytes()),
+            chunk_store::Options {
+                chunk_size: header.chunk_size,
+                store: header.store,
+                epoch: catalogue.epoch,
+                index_dir: root.join("index"),
+                cache_bytes: options.cache_bytes,
+                pack_bytes: options.pack_bytes,
+            },
+            &|done, total| progress.update("rebuilding the index", done, total),
+        )?;
+        if opened.rebuilt > 0 {
+            tracing::info!("index: entries of {} packs rebuilt", opened.rebuilt);
+        }
+        for finding in &opened.findings {
+            tracing::error!("packs: {finding}");
+        }
+        let engine = Arc::new(Engine {
+            files: files.clone(),
+            sealed: Arc::new(Sealed::new(chunks, header.chunk_size)),
+            manifests,
+            capacity: Capacity::new(files),
+            epoch: catalogue.epoch,
+            layers: Mutex::default(),
+            links: Mutex::default(),
+            disks: RwLock::default(),
+            settling: RwLock::default(),
+            work: Signal::default(),
+            flushes: Pool::new("flush", FLUSH_THREADS),
+            dirty: AtomicBool::new(false),
+            closing: AtomicBool::new(false),
+        });
+        let recovered = recover::recover(&engine, &mut catalogue, progress)?;
+        let disks: BTreeMap<u32, Arc<Disk>> = recovered
+            .disks
+            .into_iter()
+            .map(|disk| (disk.number(), disk))
+            .collect();
+        tracing::info!(
+            "opened: {} disks and images, {} packs with {} chunks, {} unsealed layers; {}",
+            disks.len(),
+            opened.packs,
+            opened.chunks,
+            engine.layers.lock().len(),
+            recovered.summary
+        );
+        *engine.disks.write() = disks.values().map(Arc::downgrade).collect();
+        let store = Arc::new(Store {
+            root: root.to_owned(),
+            header,
+            engine,
+            naming: Mutex::default(),
+            catalogue: Mutex::new(catalogue),
+            disks: RwLock::new(disks),
+            threads: Mutex::default(),
+            lock: Mutex::default(),
+            collecting: Mutex::default(),
+            damage: Mutex::new(recovered.damage),
+        });
+        store.start_background();
+        Ok(store)
+    }
+
+    /// Ends the background work, flushes everything, closes packs and
+    /// index, and lets go of the lock. A second call does nothing.
+    pub fn close(&self) -> Result<()> {
+        if self.engine.closing.swap(true, Ordering::SeqCst) {
+            return Ok(());
+        }
+        // Under the lock, or a thread that is about to sleep misses it.
+        self.engine.work.raise(|_| ());
+        let this = std::thread::current().id();
+        for thread in std::mem::take(&mut *self.threads.lock()) {
+            // The last holder of the store may be one of them.
+            if thread.thread().id() != this && thread.join().is_err() {
+                tracing::error!("a background thread had panicked");
+            }
+        }
+        self.engine.flushes.close();
+        let mut outcome = Ok(());
+        for disk in self.all_disks() {
+            if disk.poisoned().is_some() {
+                continue;
+            }
+            if let Err(error) = disk.sync_layers() {
+                tracing::error!("disk {}: {error}", disk.name());
+                outcome = Err(error);
+            }
+        }
+        if let Err(error) = self.chunks().close() {
+            tracing::error!("closing packs and index: {error}");
+            outcome = Err(error);
+        }
+        *self.lock.lock() = None;
+        tracing::info!("closed");
+        outcome
+    }
+}
+
+fn check_features(header: &Header) -> Result<()> {
+    let unknown: Vec<&str> = header
+        .incompat
+        .iter()
+        .chain(&header.ro_compat)
+        .map(String::as_str)
+        .collect();
+    if !unknown.is_empty() {
+        return Err(Error::FormatNewer {
+            found: format!("features {}", unknown.join(", ")),
+            known: format!("format {} without them", manifest::FORMAT),
+        });
+    }
+    if !header.chunk_size.is_power_of_two() || !(16 << 10..=1 << 20).contains(&header.chunk_size) {
+        return Err(Error::Damaged {
+            what: manifest::header_key(),
+            detail: format!("its chunk size is {}", header.chunk_size),
+        });
+    }
+    Ok(())
+}
+
+/// The segment files that each layer has.
+pub(crate) type LayerFiles = HashMap<crate::manifest::LayerId, Vec<u64>>;
+
+/// Lists the layers' directory.
+pub(crate) fn layer_files(files: &dyn Files) -> Result<(LayerFiles, Vec<String>)> {
+    let mut found = LayerFiles::new();
+    let mut strangers = Vec::new();
+    let entries = files
+        .list(Path::new(layer::DIRECTORY))
+        .map_err(Error::io("listing", layer::DIRECTORY))?;
+    for entry in entries.into_iter().filter(|entry| !entry.is_dir) {
+        match layer::parse_file_name(&entry.name) {
+            Some((id, segment)) => found.entry(id).or_default().extend(segment),
+            None => strangers.push(entry.name),
+        }
+    }
+    Ok((found, strangers))
+}

@@ -1,0 +1,229 @@
+//! What `snapdisk status` says of a store.
+
+use super::*;
+use crate::backend::Backend;
+use crate::disk::Engine;
+use crate::disk::layer::Below;
+use crate::manifest::DiskRecord;
+use crate::map;
+use serde::Serialize;
+use std::collections::HashSet;
+
+/// A store in numbers. All sizes are bytes.
+#[derive(Clone, Debug, Serialize)]
+pub struct Status {
+    /// Its directory.
+    pub store: String,
+    /// Its own name.
+    pub uuid: String,
+    /// Format of its manifests.
+    pub format: u32,
+    /// Bytes in a chunk.
+    pub chunk_size: u32,
+    /// Disks.
+    pub disks: u64,
+    /// Images, linked and imported.
+    pub images: u64,
+    /// Snapshots of all disks.
+    pub snapshots: u64,
+    /// Bytes of all packs.
+    pub stored_bytes: u64,
+    /// Bytes of the chunks in them when unpacked.
+    pub plain_bytes: u64,
+    /// Packs.
+    pub packs: u64,
+    /// Chunks in them.
+    pub chunks: u64,
+    /// Frozen layers that wait to be sealed.
+    pub unsealed_layers: u64,
+    /// Bytes that unsealed layers hold, the live images' heads included.
+    pub layer_bytes: u64,
+    /// Bytes of the store's filesystem.
+    pub total_bytes: u64,
+    /// Bytes that writers may still have.
+    pub free_bytes: u64,
+    /// What needs attention, in words; empty if nothing does.
+    pub attention: Vec<String>,
+}
+
+impl Store {
+    /// The store in numbers.
+    pub fn status(&self) -> Result<Status> {
+        let stats = self.chunks().stats();
+        let space = self.space()?;
+        let disks = self.all_disks();
+        let mut attention = self.damage.lock().clone();
+        for disk in &disks {
+            if let Some(cause) = disk.poisoned() {
+                attention.push(format!("disk {} answers errors: {cause}", disk.name()));
+            }
+        }
+        if let Err(error) = self.engine.manifests.check_known() {
+            attention.push(error.to_string());
+        }
+        if let Err(error) = self.chunks().check_poison() {
+            attention.push(error.to_string());
+        }
+        let layers: Vec<_> = self.engine.layers.lock().values().cloned().collect();
+        for layer in &layers {
+            if let Some(cause) = layer.unsealable.get() {
+                attention.push(format!("layer {} cannot be sealed: {cause}", layer.id));
+            }
+        }
+        Ok(Status {
+            store: self.root.display().to_string(),
+            uuid: self.header.store.to_string(),
+            format: manifest::FORMAT,
+            chunk_size: self.header.chunk_size,
+            disks: disks.iter().filter(|disk| !disk.is_import()).count() as u64,
+            images: self.images().len() as u64,
+            snapshots: disks
+                .iter()
+                .filter(|disk| !disk.is_import())
+                .map(|disk| disk.list_snapshots().len() as u64)
+                .sum(),
+            stored_bytes: stats.stored_bytes,
+            plain_bytes: stats.plain_bytes,
+            packs: stats.packs,
+            chunks: stats.chunks,
+            unsealed_layers: layers
+                .iter()
+                .filter(|layer| layer.is_frozen() && layer.sealed().is_none())
+                .count() as u64,
+            layer_bytes: layers.iter().map(|layer| layer.data_bytes()).sum(),
+            total_bytes: space.total_bytes,
+            free_bytes: space.free_bytes,
+            attention,
+        })
+    }
+
+    /// Reads every manifest that the catalogue lists again; answers what is
+    /// wrong with them, in words.
+    pub(crate) fn check_manifests(&self, count: &mut u64) -> Result<Vec<String>> {
+        let backend = LocalBackend::new(self.engine.files.clone())?;
+        let catalogue = self.catalogue.lock();
+        let mut wrong = Vec::new();
+        let mut check = |key: String, decode: &dyn Fn(&[u8]) -> Result<()>| -> Result<()> {
+            match backend.get(&key)? {
+                None => wrong.push(format!("{key} is missing")),
+                Some((bytes, _)) => {
+                    if let Err(error) = decode(&bytes) {
+                        wrong.push(error.to_string());
+                    }
+                }
+            }
+            Ok(())
+        };
+        let key = manifest::header_key();
+        check(key.clone(), &|bytes| {
+            manifest::decode::<Header>(&key, bytes).map(drop)
+        })?;
+        let key = manifest::catalogue_key();
+        check(key.clone(), &|bytes| {
+            manifest::decode::<Catalogue>(&key, bytes).map(drop)
+        })?;
+        for (id, kind) in &catalogue.entries {
+            let key = manifest::entry_key(id, *kind);
+            check(key.clone(), &|bytes| match kind {
+                EntryKind::Disk => manifest::decode::<DiskRecord>(&key, bytes).map(drop),
+                EntryKind::Link => manifest::decode::<LinkRecord>(&key, bytes).map(drop),
+            })?;
+            *count += 1;
+        }
+        Ok(wrong)
+    }
+}
+
+impl Engine {
+    /// What every view of the store but one snapshot shows.
+    fn other_views(&self, disk: &Disk, snapshot: &Snapshot) -> Vec<Below> {
+        let mut disks = self.disks.write();
+        disks.retain(|disk| disk.strong_count() > 0);
+        let disks: Vec<Arc<Disk>> = disks.iter().filter_map(|disk| disk.upgrade()).collect();
+        let mut views = Vec::new();
+        for other in disks {
+            let others = other.list_snapshots().into_iter();
+            let others = others.filter(|s| other.id() != disk.id() || s.number != snapshot.number);
+            views.extend(others.map(|snapshot| snapshot.base()));
+            for layer in other.layers() {
+                views.push(layer.below());
+                views.extend(layer.sources().into_iter().map(|(_, source)| source));
+            }
+        }
+        views
+    }
+
+    /// Bytes, as stored, that only this snapshot of the store refers to:
+    /// what deleting it alone would free. Walks the map pages of every other
+    /// root that are not shared with it.
+    pub(crate) fn unique_bytes(&self, disk: &Disk, snapshot: &Snapshot) -> Result<u64> {
+        let Below::Root(own) = snapshot.base() else {
+            return Ok(0);
+        };
+        let mut others = Vec::new();
+        for below in self.other_views(disk, snapshot) {
+            if let Below::Root(root) = below.settled() {
+                if root.id == own.id {
+                    return Ok(0);
+                }
+                others.push(root);
+            }
+        }
+        let chunks = self.sealed.chunks();
+        let mut seen: HashSet<crate::chunk::ChunkId> = HashSet::new();
+        // Pages that others have too, with all that is below them, are not
+        // its own.
+        for other in &others {
+            map::walk(
+                &*self.sealed,
+                &other.root,
+                &mut |page, _| seen.insert(*page),
+                &mut |_, _| (),
+            )?;
+        }
+        let mut own_pages = Vec::new();
+        let mut candidates = HashSet::new();
+        map::walk(
+            &*self.sealed,
+            &own.root,
+            &mut |page, _| {
+                let is_own = !seen.contains(page);
+                if is_own {
+                    own_pages.push(*page);
+                }
+                is_own
+            },
+            &mut |_, chunk| {
+                candidates.insert(*chunk);
+            },
+        )?;
+        let mut walked: HashSet<crate::chunk::ChunkId> = HashSet::new();
+        for other in &others {
+            if candidates.is_empty() {
+                break;
+            }
+            map::walk(
+                &*self.sealed,
+                &other.root,
+                &mut |page, _| walked.insert(*page),
+                &mut |_, chunk| {
+                    candidates.remove(chunk);
+                },
+            )?;
+        }
+        let mut bytes = chunks
+            .stored_len(crate::chunk::Kind::Root, &own.id)
+            .unwrap_or(0);
+        for page in &own_pages {
+            bytes += chunks
+                .stored_len(crate::chunk::Kind::Page, page)
+                .unwrap_or(0);
+        }
+        for chunk in &candidates {
+            bytes += chunks
+                .stored_len(crate::chunk::Kind::Data, chunk)
+                .unwrap_or(0);
+        }
+        Ok(bytes)
+    }
+}

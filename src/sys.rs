@@ -1,0 +1,244 @@
+//! The only unsafe code of the crate: system calls that the standard library
+//! lacks, as small safe functions.
+#![allow(unsafe_code)]
+
+use std::ffi::CString;
+use std::io;
+use std::mem::MaybeUninit;
+use std::os::fd::{AsRawFd, BorrowedFd};
+use std::os::unix::ffi::OsStrExt;
+use std::path::Path;
+
+fn offset(value: u64) -> io::Result<libc::off64_t> {
+    libc::off64_t::try_from(value).map_err(|_| io::Error::from_raw_os_error(libc::EFBIG))
+}
+
+fn check(result: libc::c_int) -> io::Result<()> {
+    match result {
+        -1 => Err(io::Error::last_os_error()),
+        _ => Ok(()),
+    }
+}
+
+/// Frees a range of a file, which then reads as zeros; the length stays.
+/// `EOPNOTSUPP` where the filesystem has no holes.
+pub fn punch_hole(file: BorrowedFd<'_>, start: u64, len: u64) -> io::Result<()> {
+    let (start, len) = (offset(start)?, offset(len)?);
+    let mode = libc::FALLOC_FL_PUNCH_HOLE | libc::FALLOC_FL_KEEP_SIZE;
+    // SAFETY: takes numbers only; the descriptor is borrowed, so it is open.
+    check(unsafe { libc::fallocate64(file.as_raw_fd(), mode, start, len) })
+}
+
+/// Writes the dirty pages of a range to disk and waits for them; neither
+/// metadata nor the drive's cache.
+pub fn write_back(file: BorrowedFd<'_>, start: u64, len: u64) -> io::Result<()> {
+    let (start, len) = (offset(start)?, offset(len)?);
+    let flags = libc::SYNC_FILE_RANGE_WAIT_BEFORE
+        | libc::SYNC_FILE_RANGE_WRITE
+        | libc::SYNC_FILE_RANGE_WAIT_AFTER;
+    // SAFETY: takes numbers only; the descriptor is borrowed, so it is open.
+    check(unsafe { libc::sync_file_range(file.as_raw_fd(), start, len, flags) })
+}
+
+/// Drops the clean cached pages of a whole file.
+pub fn drop_cache(file: BorrowedFd<'_>) -> io::Result<()> {
+    // SAFETY: takes numbers only; the descriptor is borrowed, so it is open.
+    let code = unsafe { libc::posix_fadvise64(file.as_raw_fd(), 0, 0, libc::POSIX_FADV_DONTNEED) };
+    // This call returns its error instead of leaving it in errno.
+    match code {
+        0 => Ok(()),
+        code => Err(io::Error::from_raw_os_error(code)),
+    }
+}
+
+/// Bytes of the filesystem that holds `path`: (all, free for this user).
+pub fn space(path: &Path) -> io::Result<(u64, u64)> {
+    let path = CString::new(path.as_os_str().as_bytes())?;
+    let mut found = MaybeUninit::<libc::statvfs64>::uninit();
+    // SAFETY: the path ends with a zero byte and the buffer is as large as
+    // the call writes.
+    check(unsafe { libc::statvfs64(path.as_ptr(), found.as_mut_ptr()) })?;
+    // SAFETY: the call succeeded, so it filled the buffer.
+    let found = unsafe { found.assume_init() };
+    Ok((
+        found.f_blocks.saturating_mul(found.f_frsize),
+        found.f_bavail.saturating_mul(found.f_frsize),
+    ))
+}
+
+/// Gives the calling thread the lowest CPU and I/O class: it works when
+/// nobody else wants to. Where that is refused it stays as it is.
+pub fn lowest_priority() {
+    const IOPRIO_WHO_PROCESS: libc::c_int = 1;
+    /// Class 3, idle, in the upper bits (linux/ioprio.h).
+    const IOPRIO_IDLE: libc::c_int = 3 << 13;
+    let parameters = libc::sched_param { sched_priority: 0 };
+    // SAFETY: both calls take numbers and a pointer to a value that lives
+    // through the call, and concern the calling thread only.
+    let refused = unsafe {
+        libc::sched_setscheduler(0, libc::SCHED_IDLE, &parameters) != 0
+            || libc::syscall(libc::SYS_ioprio_set, IOPRIO_WHO_PROCESS, 0, IOPRIO_IDLE) != 0
+    };
+    if refused {
+        tracing::debug!("no idle priority: {}", io::Error::last_os_error());
+    }
+}
+
+/// Lets nobody but the owner into a directory.
+pub fn restrict_directory(path: &Path) -> io::Result<()> {
+    use std::os::unix::fs::PermissionsExt;
+    std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o700))
+}
+
+fn c_path(path: &Path) -> io::Result<CString> {
+    Ok(CString::new(path.as_os_str().as_bytes())?)
+}
+
+/// Unmounts what is mounted at `path`. With `lazy` it leaves the tree at
+/// once and ends with its last user, else `EBUSY` while it has users.
+pub fn unmount(path: &Path, lazy: bool) -> io::Result<()> {
+    let path = c_path(path)?;
+    let flags = libc::UMOUNT_NOFOLLOW | if lazy { libc::MNT_DETACH } else { 0 };
+    // SAFETY: the path ends with a zero byte.
+    check(unsafe { libc::umount2(path.as_ptr(), flags) })
+}
+
+/// Sets an extended attribute.
+pub fn set_xattr(path: &Path, name: &str, value: &[u8]) -> io::Result<()> {
+    let (path, name) = (c_path(path)?, CString::new(name)?);
+    // SAFETY: both strings end with a zero byte, and the value is as long as
+    // the length says.
+    check(unsafe {
+        libc::setxattr(
+            path.as_ptr(),
+            name.as_ptr(),
+            value.as_ptr().cast(),
+            value.len(),
+            0,
+        )
+    })
+}
+
+/// The value of an extended attribute of at most 64 KiB, which is the most
+/// that the kernel passes.
+pub fn get_xattr(path: &Path, name: &str) -> io::Result<Vec<u8>> {
+    let (path, name) = (c_path(path)?, CString::new(name)?);
+    let mut value = vec![0; 65536];
+    // SAFETY: both strings end with a zero byte, and the buffer is as long as
+    // the length says.
+    let len = unsafe {
+        libc::getxattr(
+            path.as_ptr(),
+            name.as_ptr(),
+            value.as_mut_ptr().cast(),
+            value.len(),
+        )
+    };
+    value.truncate(usize::try_from(len).map_err(|_| io::Error::last_os_error())?);
+    Ok(value)
+}
+
+/// Which of the two a process is after [`fork`].
+pub enum Forked {
+    /// The one that called.
+    Parent,
+    /// The new one.
+    Child,
+}
+
+/// Makes a second process like this one. Refused when this one has threads:
+/// the child would have their locks without them.
+pub fn fork() -> io::Result<Forked> {
+    if std::fs::read_dir("/proc/self/task")?.count() != 1 {
+        return Err(io::Error::other("a process with threads cannot be forked"));
+    }
+    // SAFETY: there is no other thread, so the child is whole.
+    match unsafe { libc::fork() } {
+        -1 => Err(io::Error::last_os_error()),
+        0 => Ok(Forked::Child),
+        _ => Ok(Forked::Parent),
+    }
+}
+
+/// Leaves the session and its terminal: a session of its own, and /dev/null
+/// as input, output and error output.
+pub fn leave_terminal() -> io::Result<()> {
+    let null = std::fs::File::options()
+        .read(true)
+        .write(true)
+        .open("/dev/null")?;
+    // SAFETY: takes nothing.
+    check(unsafe { libc::setsid() })?;
+    for standard in 0..=2 {
+        // SAFETY: takes numbers only; `null` is open, and what the standard
+        // descriptors meant before is used by number only, by std.
+        check(unsafe { libc::dup2(null.as_raw_fd(), standard) })?;
+    }
+    Ok(())
+}
+
+/// Raises the number of files that may be open to what the system allows.
+pub fn raise_file_limit() -> io::Result<()> {
+    let mut limit = libc::rlimit {
+        rlim_cur: 0,
+        rlim_max: 0,
+    };
+    // SAFETY: the buffer is what the call writes.
+    check(unsafe { libc::getrlimit(libc::RLIMIT_NOFILE, &mut limit) })?;
+    limit.rlim_cur = limit.rlim_max;
+    // SAFETY: the buffer is what the call reads.
+    check(unsafe { libc::setrlimit(libc::RLIMIT_NOFILE, &limit) })
+}
+
+/// Tells the kernel that this thread, and those that it starts, write what
+/// others wait for to free memory (`PR_SET_IO_FLUSHER`): their own requests
+/// for memory then do not wait for that. Needs `CAP_SYS_RESOURCE`.
+pub fn become_io_flusher() -> io::Result<()> {
+    const PR_SET_IO_FLUSHER: libc::c_int = 57;
+    let (on, unused): (libc::c_ulong, libc::c_ulong) = (1, 0);
+    // SAFETY: takes numbers only.
+    check(unsafe { libc::prctl(PR_SET_IO_FLUSHER, on, unused, unused, unused) })
+}
+
+/// The signals that ask a daemon to end.
+fn end_signals() -> libc::sigset_t {
+    let mut set = MaybeUninit::uninit();
+    // SAFETY: the call fills the buffer.
+    unsafe { libc::sigemptyset(set.as_mut_ptr()) };
+    for signal in [libc::SIGTERM, libc::SIGINT, libc::SIGHUP] {
+        // SAFETY: the buffer has been filled above.
+        unsafe { libc::sigaddset(set.as_mut_ptr(), signal) };
+    }
+    // SAFETY: the buffer has been filled above.
+    unsafe { set.assume_init() }
+}
+
+/// Keeps SIGTERM, SIGINT and SIGHUP from ending this process; to be called
+/// before threads are started, which inherit it. They wait for
+/// [`wait_for_end`].
+pub fn block_end_signals() -> io::Result<()> {
+    let set = end_signals();
+    // SAFETY: the set has been filled, and no old one is asked for.
+    let code = unsafe { libc::pthread_sigmask(libc::SIG_BLOCK, &set, std::ptr::null_mut()) };
+    // This call returns its error instead of leaving it in errno.
+    match code {
+        0 => Ok(()),
+        code => Err(io::Error::from_raw_os_error(code)),
+    }
+}
+
+/// Waits for one of the signals that were blocked, and answers which.
+pub fn wait_for_end() -> io::Result<&'static str> {
+    let set = end_signals();
+    let mut signal = 0;
+    // SAFETY: the set has been filled, and the buffer is what the call
+    // writes.
+    match unsafe { libc::sigwait(&set, &mut signal) } {
+        0 => Ok(match signal {
+            libc::SIGTERM => "SIGTERM",
+            libc::SIGINT => "SIGINT",
+            _ => "SIGHUP",
+        }),
+        code => Err(io::Error::from_raw_os_error(code)),
+    }
+}

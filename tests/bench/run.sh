@@ -1,0 +1,302 @@
+#!/usr/bin/env bash
+# Measures snapdisk, against a bare FUSE daemon where that tells something.
+#
+# usage: tests/bench/run.sh [--quick] [--dir DIR] [--out FILE] [STEP…]
+#   --quick     smaller and shorter
+#   --dir DIR   where the store and all files go, on a disk (default /var/tmp)
+#   --out FILE  the figures as JSON (default target/bench.json)
+#   STEP        of: fio pause clone seal idle rebuild loop threads (default all)
+# With SNAPDISK and BARE in the environment those binaries are measured and
+# nothing is built.
+#
+# One daemon with default settings serves the steps from fio to idle; the
+# others have one each. Nothing else should run meanwhile.
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")/../.."
+# shellcheck source=tests/bench/lib.sh
+. tests/bench/lib.sh
+
+quick='' parent=/var/tmp out='' steps=()
+while [ $# -gt 0 ]; do
+    case $1 in
+        --quick) quick=1 ;;
+        --dir) parent=$2 && shift ;;
+        --out) out=$(realpath -m "$2") && shift ;;
+        fio | pause | clone | seal | idle | rebuild | loop | threads) steps+=("$1") ;;
+        *) sed -n '2,/^set/s/^# \{0,1\}//p' "$0" >&2 && exit 2 ;;
+    esac
+    shift
+done
+[ ${#steps[@]} -gt 0 ] || steps=(fio pause clone seal idle rebuild loop threads)
+# normal or quick
+pick() { if [ -n "$quick" ]; then echo "$2"; else echo "$1"; fi; }
+
+if [ "$(id -u)" = 0 ]; then
+    unmount=(umount) lazily=-l
+else
+    unmount=(fusermount3 -u) lazily=-z
+fi
+case $(stat -f -c %T "$parent") in
+    tmpfs | ramfs) echo "$parent is in memory: choose a directory on a disk with --dir" >&2 && exit 1 ;;
+esac
+
+cargo_dir=$(./mount.sh --install-only fio e2fsprogs fuse3 mount procps python3 util-linux zstd)
+export PATH=$cargo_dir:$PATH:/usr/sbin:/sbin
+if [ -z "${SNAPDISK:-}" ] || [ -z "${BARE:-}" ]; then
+    run cargo build --release --locked --bins --example bare
+fi
+target=$(realpath -m "${CARGO_TARGET_DIR:-target}")
+snapdisk=${SNAPDISK:-$target/release/snapdisk} bare=${BARE:-$target/release/examples/bare}
+out=${out:-$target/bench.json}
+
+work=$(mktemp -d "$(realpath "$parent")/snapdisk-bench.XXXXXX")
+touch "$work/results" "$work/daemon.log"
+trap cleanup EXIT
+trap 'exit 130' INT
+trap 'exit 143' TERM
+mnt=$work/mnt
+MIB=$((1 << 20))
+
+# Random and sequential I/O on a live disk.
+step_fio() {
+    local size seconds bare_pid
+    size=$(pick 4G 1G) seconds=$(pick 10 3)
+    new_disk "$mnt/fio" "$size"
+    run truncate -s "$size" "$work/bare.img"
+    start_daemon "$work/bare" "$bare" "$work/bare.img" "$work/bare"
+    bare_pid=$DAEMON_PID
+    run tests/bench/fio.py "$work/bare/disk.img" "$mnt/fio/disk.img" "$size" "$seconds" 3 "$work/results"
+    stop_daemon "$work/bare" "$bare_pid"
+    rm "$work/bare.img"
+    run truncate -s 0 "$mnt/fio/disk.img"
+}
+
+# The longest call of a writer in which nothing happens, an fsync happens
+# and a snapshot is taken, each with 1 GiB written just before.
+step_pause() {
+    local label size disk what round writer figures longest mkdirs=() fresh
+    fresh=$(pick 1024 256)
+    local -A worst middle
+    for label in "1 GiB" "1 TiB"; do
+        size=${label% GiB} && size=${size% TiB}
+        case $label in *GiB) size=${size}G ;; *) size=${size}T ;; esac
+        disk=$mnt/pause-$size
+        new_disk "$disk" "$size"
+        mkdirs=()
+        for what in nothing fsync snapshot; do
+            longest=()
+            for round in 1 2 3; do
+                run dd if=/dev/urandom of="$disk/disk.img" bs=1M count="$fresh" conv=notrunc status=none
+                show tests/bench/writer.py "$disk/disk.img" 8
+                tests/bench/writer.py "$disk/disk.img" 8 >"$work/writer" &
+                writer=$!
+                sleep 1
+                case $what in
+                    fsync) timed sync "$disk/disk.img" ;;
+                    snapshot)
+                        timed mkdir "$disk/.snapshots/pause-$round"
+                        mkdirs+=("$TIMED_MS") ;;
+                esac
+                wait "$writer"
+                if [ $what = snapshot ]; then wait_ready "$disk/.snapshots/pause-$round"; fi
+                figures=$(cat "$work/writer")
+                echo "  with $what: $figures (writes, longest ms, 99.9 % ms)"
+                longest+=("$(cut -d' ' -f2 <<<"$figures")")
+            done
+            middle[$what]=$(median "${longest[@]}")
+            worst[$what]=$(printf '%s\n' "${longest[@]}" | sort -g | tail -n 1)
+            figure "$label disk, longest write with $what, median of 3" "${middle[$what]}" ms
+            figure "$label disk, longest write with $what, worst of 3" "${worst[$what]}" ms
+        done
+        figure "$label disk, pause from mkdir beyond none, medians" \
+            "$(calculate "${middle[snapshot]} - ${middle[nothing]}")" ms most 20
+        figure "$label disk, mkdir of a snapshot, median of 3" "$(median "${mkdirs[@]}")" ms
+    done
+}
+
+# Clone and rollback of 100 GiB that has data here and there.
+step_clone() {
+    local gib disk=$mnt/big kind packs_before packs_after
+    new_disk "$disk" 100G
+    for gib in 0 20 40 60 80 99; do
+        run dd if=/dev/urandom of="$disk/disk.img" bs=1M count="$(pick 170 40)" \
+            seek=$((gib * 1024 + 3)) conv=notrunc status=none
+    done
+    run mkdir "$disk/.snapshots/origin"
+    for kind in unsealed sealed; do
+        if [ $kind = sealed ]; then wait_ready "$disk/.snapshots/origin"; fi
+        grep -E '^(state|progress)' "$disk/.snapshots/origin/info.toml"
+        packs_before=$(du -s --block-size=1K "$store/packs" | cut -f1)
+        run mkdir "$mnt/clone-$kind"
+        timed cp "$disk/.snapshots/origin/disk.img" "$mnt/clone-$kind/disk.img"
+        packs_after=$(du -s --block-size=1K "$store/packs" | cut -f1)
+        figure "clone of 100 GiB by cp, $kind" "$TIMED_MS" ms most 1000
+        if [ $kind = sealed ]; then
+            figure "growth of the packs by that clone" $((packs_after - packs_before)) KiB
+        fi
+        run cmp -n $((256 * MIB)) "$disk/.snapshots/origin/disk.img" "$mnt/clone-$kind/disk.img"
+        run dd if=/dev/urandom of="$disk/disk.img" bs=1M count=16 seek=100 conv=notrunc,fsync status=none
+        timed "$snapdisk" rollback "$disk" origin
+        figure "rollback of 100 GiB, $kind" "$TIMED_MS" ms most 1000
+        run cmp -n $((256 * MIB)) "$disk/.snapshots/origin/disk.img" "$disk/disk.img"
+    done
+}
+
+# Sealing against zstd on the same bytes.
+step_seal() {
+    local bytes round disk=$mnt/seal zstd_ms=() seal_ms=() all_ms=() mkdir_ms
+    echo "+ tar -c /usr/lib | head -c $(pick 1G 256M) >corpus"
+    { tar -c -C / usr/lib 2>/dev/null || true; } | head -c "$(pick 1G 256M)" >"$work/corpus"
+    bytes=$(stat -c %s "$work/corpus")
+    new_disk "$disk" 4G
+    for round in 1 2 3; do
+        timed zstd -1 -T2 -q -f "$work/corpus" -o "$work/corpus.zst"
+        zstd_ms+=("$TIMED_MS")
+        # A block further each time: no chunk is as the last round's was.
+        run dd if="$work/corpus" of="$disk/disk.img" bs=4K seek="$round" conv=notrunc,fsync status=none
+        timed mkdir "$disk/.snapshots/seal-$round"
+        mkdir_ms=$TIMED_MS
+        timed wait_ready "$disk/.snapshots/seal-$round"
+        seal_ms+=("$TIMED_MS")
+        all_ms+=($((TIMED_MS + mkdir_ms)))
+    done
+    figure "zstd -1 -T2" "$(calculate "$bytes / $MIB / ($(median "${zstd_ms[@]}") / 1000)")" MiB/s
+    figure "sealing, from mkdir's return" "$(calculate "$bytes / $MIB / ($(median "${seal_ms[@]}") / 1000)")" MiB/s
+    figure "sealing, mkdir included" "$(calculate "$bytes / $MIB / ($(median "${all_ms[@]}") / 1000)")" MiB/s
+    figure "sealing against zstd -1 -T2" \
+        "$(calculate "$(median "${zstd_ms[@]}") / $(median "${all_ms[@]}")")" x least 0.6
+    rm "$work/corpus" "$work/corpus.zst"
+}
+
+# What the daemon uses when nobody asks anything of it.
+step_idle() {
+    local seconds before info
+    seconds=$(pick 60 20)
+    for info in "$mnt"/*/.snapshots/*/info.toml; do
+        if [ -e "$info" ]; then wait_ready "${info%/info.toml}"; fi
+    done
+    sleep 5
+    before=$(cpu_seconds "$main_pid")
+    run sleep "$seconds"
+    figure "CPU time of $seconds s without work" \
+        "$(calculate "$(cpu_seconds "$main_pid") - $before")" s most 0.1
+}
+
+# The index of many chunks made anew from the packs' directories.
+step_rebuild() {
+    local count mnt=$work/rebuild store=$work/rebuild.store pid
+    count=$(pick 1048576 131072)
+    run "$snapdisk" init --chunk-size 16K "$store"
+    start_daemon "$mnt" "$snapdisk" mount -f "$store" "$mnt"
+    pid=$DAEMON_PID
+    new_disk "$mnt/many" $((count * 16384))
+    run tests/bench/chunks.py write "$mnt/many/disk.img" "$count" 16384
+    run mkdir "$mnt/many/.snapshots/all"
+    timed wait_ready "$mnt/many/.snapshots/all"
+    figure "sealing $count chunks" "$TIMED_MS" ms
+    figure "VmHWM of the daemon that sealed them" "$(peak_mib "$pid")" MiB most 300
+    stop_daemon "$mnt" "$pid"
+    run rm -r "$store/index"
+    timed start_daemon "$mnt" "$snapdisk" mount -f "$store" "$mnt"
+    figure "mount with the index of $count chunks gone" "$TIMED_MS" ms
+    run tests/bench/chunks.py check "$mnt/many/.snapshots/all/disk.img" "$count" 16384
+    figure "VmHWM of the daemon that rebuilt it" "$(peak_mib "$DAEMON_PID")" MiB most 300
+    stop_daemon "$mnt" "$DAEMON_PID"
+    rm -rf "$store"
+}
+
+# ext4 on loop, the daemon short of memory, the system short of dirty pages.
+step_loop() {
+    local name mnt=$work/loop store=$work/loop.store inner=$work/inner pid device writer taker start
+    name="ext4 on loop takes $(pick 2 1) GiB, 300 MiB and dirty_bytes of 64 MiB"
+    if [ "$(id -u)" != 0 ]; then skip "$name" "root only" && return; fi
+    if ! memory_group $((300 * MIB)); then skip "$name" "no memory group may be made" && return; fi
+    run "$snapdisk" init "$store"
+    # The shell that becomes the daemon moves itself into the group.
+    # shellcheck disable=SC2016
+    start_daemon "$mnt" sh -c 'echo $$ >"$0/cgroup.procs" && exec "$@"' "$GROUP" "$snapdisk" mount -f "$store" "$mnt"
+    pid=$DAEMON_PID
+    new_disk "$mnt/loop" 4G
+    run mkfs.ext4 -q "$mnt/loop/disk.img"
+    show losetup --find --show "$mnt/loop/disk.img"
+    if ! device=$(losetup --find --show "$mnt/loop/disk.img"); then
+        skip "$name" "no loop device"
+        stop_daemon "$mnt" "$pid"
+        return
+    fi
+    loops+=("$device")
+    run mkdir "$inner"
+    run mount -o discard "$device" "$inner"
+    mounts+=("$inner")
+    run losetup --detach "$device" # as soon as it is unmounted
+    limit_dirty_bytes $((64 * MIB))
+    start=$SECONDS
+    run dd if=/dev/zero of="$inner/file" bs=1M count="$(pick 2048 1024)" conv=fsync status=none &
+    writer=$!
+    sleep 2
+    run mkdir "$mnt/loop/.snapshots/busy" &
+    taker=$!
+    if wait_for 900 ended "$writer" && wait_for 60 ended "$taker" && wait "$writer" && wait "$taker"; then
+        figure "$name" $((SECONDS - start)) s most 900
+        restore_dirty_limit
+        run umount "$inner"
+        run e2fsck -fn "$mnt/loop/disk.img"
+        figure "VmHWM of that daemon" "$(peak_mib "$pid")" MiB most 300
+        stop_daemon "$mnt" "$pid"
+        rm -rf "$store"
+    else
+        figure "$name" 1000000 "s (HANGS)" most 900
+        restore_dirty_limit
+        # Else nothing that hangs is ever answered, the end of this script
+        # included. What is left over is unmounted then.
+        if ! ended "$pid"; then run kill -KILL "$pid"; fi
+    fi
+}
+
+# Eight of everything that takes long, served by one FUSE thread.
+step_threads() {
+    local mnt=$work/threads store=$work/threads.store i jobs=() finished=0 start
+    run "$snapdisk" init "$store"
+    start_daemon "$mnt" "$snapdisk" mount -f "$store" "$mnt"
+    for i in 1 2 3 4 5 6 7 8; do
+        new_disk "$mnt/d$i" 64M
+        run dd if=/dev/urandom of="$mnt/d$i/disk.img" bs=1M count=64 conv=notrunc status=none
+        run mkdir "$mnt/d$i/.snapshots/cold"
+    done
+    for i in 1 2 3 4 5 6 7 8; do wait_ready "$mnt/d$i/.snapshots/cold"; done
+    stop_daemon "$mnt" "$DAEMON_PID"
+    sync
+    if [ "$(id -u)" = 0 ]; then echo 3 >/proc/sys/vm/drop_caches; fi
+    start_daemon "$mnt" "$snapdisk" mount -f -o threads=1 "$store" "$mnt"
+    start=$SECONDS
+    for i in 1 2 3 4 5 6 7 8; do
+        run dd if=/dev/zero of="$mnt/d$i/disk.img" bs=64K count=64 conv=notrunc,fsync status=none &
+        jobs+=($!)
+        run mkdir "$mnt/d$i/.snapshots/at-once" &
+        jobs+=($!)
+        run dd if="$mnt/d$i/.snapshots/cold/disk.img" of=/dev/null bs=1M status=none &
+        jobs+=($!)
+    done
+    for i in "${jobs[@]}"; do
+        if wait_for $((start + 120 - SECONDS)) ended "$i" && wait "$i"; then finished=$((finished + 1)); fi
+    done
+    figure "one FUSE thread: finished of 24 calls at once" "$finished" calls least 24
+    figure "one FUSE thread: all of them took" $((SECONDS - start)) s
+    if [ "$finished" != 24 ] && ! ended "$DAEMON_PID"; then run kill -KILL "$DAEMON_PID"; fi
+    stop_daemon "$mnt" "$DAEMON_PID"
+    rm -rf "$store"
+}
+
+store=$work/store main_pid=
+run "$snapdisk" init "$store"
+start_daemon "$mnt" "$snapdisk" mount -f "$store" "$mnt"
+main_pid=$DAEMON_PID
+for step in "${steps[@]}"; do
+    echo "=== $step"
+    "step_$step"
+    case $step in
+        fio | pause | clone | seal) figure "VmHWM of the daemon after $step" "$(peak_mib "$main_pid")" MiB most 300 ;;
+    esac
+done
+stop_daemon "$mnt" "$main_pid"
+tests/bench/report.py "$work/results" "$out"
