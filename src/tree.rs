@@ -35,6 +35,8 @@ use std::time::SystemTime;
 pub mod attribute;
 pub mod change;
 pub mod guard;
+#[cfg(test)]
+mod tests;
 
 /// The directory of images.
 pub const IMAGES: &str = ".images";

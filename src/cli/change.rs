@@ -283,7 +283,7 @@ pub(super) fn rollback(rollback: &Rollback) -> anyhow::Result<ExitCode> {
         match kept {
             Some(kept) => println!("what it was before is kept as snapshot {kept}"),
             None if rollback.discard => println!("what it was before is discarded"),
-            None => println!("what it was before is in a snapshot already"),
+            None => println!("nothing had to be kept"),
         }
     }
     Ok(ExitCode::SUCCESS)
