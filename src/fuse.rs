@@ -20,8 +20,8 @@ use fuser::{
 use handle::Handle;
 use parking_lot::Mutex;
 use request::{
-    attributes_live, file_attr, file_type, name_lives, owner, process_of, refused, reply_entry,
-    time,
+    attributes_live, file_attr, file_type, is_image, name_lives, owner, process_of, refused,
+    reply_entry, time,
 };
 use shared::Shared;
 use std::ffi::OsStr;
@@ -31,6 +31,7 @@ use std::sync::Arc;
 use std::time::SystemTime;
 
 pub mod control;
+mod cp;
 mod data;
 pub mod errno;
 mod handle;
@@ -88,9 +89,15 @@ impl Filesystem for Adapter {
         });
     }
 
-    fn getattr(&self, _: &Request, number: INodeNo, _: Option<FileHandle>, reply: ReplyAttr) {
+    fn getattr(&self, request: &Request, number: INodeNo, _: Option<FileHandle>, reply: ReplyAttr) {
+        let thread = request.pid();
         self.with_attributes(self.0.node(number), move |shared, found| match found {
-            Ok(found) => reply.attr(&attributes_live(found.node), &file_attr(&found)),
+            Ok(mut found) => {
+                if is_image(found.node) && cp::copies_within(thread, &shared.mount_point) {
+                    found.allocated = found.allocated.max(found.size);
+                }
+                reply.attr(&attributes_live(found.node), &file_attr(&found));
+            }
             Err(error) => reply.error(refused("stat", shared.shown(number), &error)),
         });
     }
@@ -297,8 +304,8 @@ impl Filesystem for Adapter {
             Err(error) => reply.error(refused("open", shared.shown(number), &error)),
         };
         match inode::node_of(number.0) {
-            // Finishing an import and rendering wait.
-            Some(Node::Import(_) | Node::SnapshotInfo(..)) => self.meta(work),
+            // Rendering waits.
+            Some(Node::SnapshotInfo(..)) => self.meta(work),
             _ => work(&self.0),
         }
     }

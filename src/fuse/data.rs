@@ -63,6 +63,18 @@ impl Handle {
         }
     }
 
+    /// An import whose first use reading through this would be. Opening it
+    /// for reading is none: qemu-img and rsync do that between two of their
+    /// writes.
+    fn import_to_finish(&self) -> Option<&Arc<Disk>> {
+        match self {
+            Handle::Live {
+                disk, write: false, ..
+            } if disk.is_import() && disk.image_writable() => Some(disk),
+            _ => None,
+        }
+    }
+
     /// The disk that can be written through this.
     fn writable(&self) -> Result<&Arc<Disk>> {
         match self {
@@ -97,6 +109,19 @@ impl std::fmt::Display for Handle {
 
 /// Reads and answers.
 pub fn read(shared: &Arc<Shared>, handle: Arc<Handle>, offset: u64, size: usize, reply: ReplyData) {
+    if handle.import_to_finish().is_some() {
+        shared.meta.run(move || {
+            let finished = match handle.import_to_finish() {
+                Some(disk) => disk.finish_import(),
+                None => Ok(()),
+            };
+            match finished {
+                Ok(()) => read_and_wait(&handle, offset, size, reply),
+                Err(error) => reply.error(refused("read", &*handle, &error)),
+            }
+        });
+        return;
+    }
     let reply = with_buffer(size, |buffer| {
         match handle.read(offset, buffer, Wait::No) {
             Ok(Attempt::Done(length)) => reply.data(&buffer[..length]),
@@ -105,14 +130,19 @@ pub fn read(shared: &Arc<Shared>, handle: Arc<Handle>, offset: u64, size: usize,
         }
         None
     });
-    let Some(reply) = reply else { return };
-    shared.reads.run(move || {
-        with_buffer(size, |buffer| {
-            match handle.read(offset, buffer, Wait::Yes).map(Attempt::waited) {
-                Ok(length) => reply.data(&buffer[..length]),
-                Err(error) => reply.error(refused("read", &*handle, &error)),
-            }
-        });
+    if let Some(reply) = reply {
+        shared
+            .reads
+            .run(move || read_and_wait(&handle, offset, size, reply));
+    }
+}
+
+fn read_and_wait(handle: &Handle, offset: u64, size: usize, reply: ReplyData) {
+    with_buffer(size, |buffer| {
+        match handle.read(offset, buffer, Wait::Yes).map(Attempt::waited) {
+            Ok(length) => reply.data(&buffer[..length]),
+            Err(error) => reply.error(refused("read", handle, &error)),
+        }
     });
 }
 
@@ -288,6 +318,9 @@ pub fn copy(
     shared.meta.run(move || {
         let outcome = (|| {
             let disk = target.writable()?;
+            if let Some(import) = source.import_to_finish() {
+                import.finish_import()?;
+            }
             let source = match &*source {
                 Handle::Live { disk, .. } => Source::Live(disk.clone()),
                 Handle::Snapshot { disk, snapshot, .. } => {

@@ -252,7 +252,14 @@ pub fn serve(
     // What is in /proc/self belongs to the effective user.
     let user = fs::metadata("/proc/self").map_err(Error::io("reading", "/proc/self"))?;
     let is_root = user.uid() == 0;
-    let adapter = Adapter::new(store, user.uid(), user.gid(), options.hide_snapshots, verbs);
+    let adapter = Adapter::new(
+        store,
+        mount_point.clone(),
+        user.uid(),
+        user.gid(),
+        options.hide_snapshots,
+        verbs,
+    );
     let shared = adapter.shared();
     let config = options.config(&root, is_root);
     let mut session = Session::new(adapter, &mount_point, &config).map_err(failed("mounting"))?;

@@ -9,8 +9,7 @@ use fuser::FopenFlags;
 use std::sync::Arc;
 
 impl Shared {
-    /// Opens a node for `thread`. Waits only for an import and an
-    /// `info.toml`.
+    /// Opens a node for `thread`. Waits only for an `info.toml`.
     ///
     /// Cached pages are kept for what never changes, and for a live image
     /// that somebody else has open already. The first opening drops them: a
@@ -23,16 +22,7 @@ impl Shared {
         thread: u32,
     ) -> Result<(Handle, FopenFlags)> {
         match node {
-            Node::Live(number) => self.open_live(number, write, thread),
-            Node::Import(number) => {
-                let disk = self.tree.disk(number)?;
-                // The first use of an import makes it final, unless it is
-                // still being written.
-                if !write {
-                    disk.finish_import()?;
-                }
-                self.open_live(number, write, thread)
-            }
+            Node::Live(number) | Node::Import(number) => self.open_live(number, write, thread),
             Node::SnapshotImage(disk, snapshot) => {
                 if write {
                     return Err(Error::ReadOnly {

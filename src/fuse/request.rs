@@ -13,11 +13,21 @@ use std::time::{Duration, SystemTime};
 
 const SECOND: Duration = Duration::from_secs(1);
 
+/// Whether a node is the raw image of a disk, snapshot or import.
+pub fn is_image(node: Node) -> bool {
+    matches!(
+        node,
+        Node::Live(_) | Node::Import(_) | Node::SnapshotImage(..)
+    )
+}
+
 /// How long the kernel may believe a node's attributes without asking. What
-/// changes without a request through the mount is asked for each time.
+/// changes without a request through the mount is asked for each time, and
+/// so are images, since the answer depends on who asks (`cp.rs`).
 pub fn attributes_live(node: Node) -> Duration {
     match node {
         Node::SnapshotInfo(..) | Node::Latest(_) => Duration::ZERO,
+        node if is_image(node) => Duration::ZERO,
         _ => SECOND,
     }
 }

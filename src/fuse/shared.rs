@@ -12,6 +12,7 @@ use crate::store::Store;
 use crate::tree::{Attributes, IMAGE_FILE, Node, Tree};
 use fuser::{INodeNo, Notifier, ReplyEntry};
 use std::ffi::OsStr;
+use std::path::PathBuf;
 use std::sync::{Arc, OnceLock};
 
 const READ_THREADS: usize = 4;
@@ -21,6 +22,7 @@ const META_THREADS: usize = 16;
 /// What the threads of a mount share.
 pub(super) struct Shared {
     pub(super) tree: Tree,
+    pub(super) mount_point: PathBuf,
     pub(super) handles: Handles,
     pub(super) verbs: Arc<dyn Verbs>,
     /// Reads, seeks and attributes that wait for packs.
@@ -38,6 +40,7 @@ pub(super) struct Shared {
 impl Adapter {
     pub(super) fn new(
         store: Arc<Store>,
+        mount_point: PathBuf,
         uid: u32,
         gid: u32,
         hide_snapshots: bool,
@@ -45,6 +48,7 @@ impl Adapter {
     ) -> Adapter {
         Adapter(Arc::new(Shared {
             tree: Tree::new(store, uid, gid, hide_snapshots),
+            mount_point,
             handles: Handles::default(),
             verbs,
             reads: Pool::new("fuse-read", READ_THREADS),
