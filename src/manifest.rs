@@ -329,6 +329,10 @@ pub fn entry_key(id: &Uuid, kind: EntryKind) -> String {
     }
 }
 
+/// Numbers of disks and of a disk's snapshots stay below this: both are parts
+/// of inode numbers.
+pub const NUMBER_LIMIT: u32 = 1 << 28;
+
 /// A manifest as it is stored.
 pub fn encode<M: Manifest>(manifest: &M) -> Result<Vec<u8>> {
     let body = serde_json::to_vec(manifest).map_err(|error| Error::Damaged {
@@ -448,6 +452,16 @@ impl Manifests {
         })?;
         self.versions.lock().remove(key);
         Ok(())
+    }
+
+    /// Reads and checks one again; why it is not as it should be, if so.
+    pub fn check<M: Manifest>(&self, key: &str) -> Result<Option<String>> {
+        Ok(match self.backend.get(key)? {
+            None => Some(format!("{key} is missing")),
+            Some((bytes, _)) => decode::<M>(key, &bytes)
+                .err()
+                .map(|error| error.to_string()),
+        })
     }
 
     /// The keys of all manifests that the backend has.

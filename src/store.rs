@@ -271,6 +271,12 @@ impl Store {
         self.engine.check_open()?;
         self.engine.capacity.check_write(1 << 16)?;
         let number = catalogue.next_number;
+        if number >= manifest::NUMBER_LIMIT {
+            return Err(Error::Quota {
+                what: "numbers of disks and images".into(),
+                limit: manifest::NUMBER_LIMIT.into(),
+            });
+        }
         let disk = Disk::new(self.engine.clone(), number, role, name, owner);
         disk.publish()?;
         let mut next = catalogue.clone();

@@ -3,7 +3,7 @@
 use super::layer::{BLOCK, MAX_BLOCK};
 use super::opens::What;
 use super::*;
-use crate::manifest::SnapshotKind;
+use crate::manifest::{NUMBER_LIMIT, SnapshotKind};
 use crate::name::SnapshotName;
 
 /// How long what was dropped with a live image is kept.
@@ -388,6 +388,12 @@ impl Disk {
         name: &str,
         kind: SnapshotKind,
     ) -> Result<Arc<Snapshot>> {
+        if self.state.read().next_snapshot >= NUMBER_LIMIT - 1 {
+            return Err(Error::Quota {
+                what: format!("numbers of snapshots of {}", self.name()),
+                limit: NUMBER_LIMIT.into(),
+            });
+        }
         let frozen = self.freeze(meta)?;
         let mut next = self.state.read().clone();
         let snapshot = Arc::new(Snapshot::new(

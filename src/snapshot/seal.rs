@@ -26,12 +26,15 @@ use std::collections::HashMap;
 use std::ops::Range;
 use std::sync::Arc;
 
-/// Chunks read, hashed and compressed together. At 64 KiB a chunk, 16 MiB.
-const GROUP: u64 = 256;
+/// Chunks read, hashed and compressed together. At 64 KiB a chunk, 8 MiB.
+const GROUP: u64 = 128;
 /// Bytes of touched chunks after which packs are synced and what was done is
 /// taken into the map, so that neither memory nor the room needed grows with
 /// the layer.
 const SLICE: u64 = 1 << 30;
+
+/// A chunk that is not zero, with its bytes.
+type ReadChunk = (ChunkId, Vec<u8>);
 
 /// What a seal does with a range of chunks.
 #[derive(Clone)]
@@ -273,7 +276,7 @@ impl<'a> SealPass<'a> {
                 reserve: space.reserve_bytes,
             });
         }
-        let read: Vec<Result<Option<(ChunkId, Vec<u8>)>>> = self.pool.install(|| {
+        let read: Vec<Result<Option<ReadChunk>>> = self.pool.install(|| {
             chunks
                 .clone()
                 .into_par_iter()

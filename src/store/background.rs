@@ -26,6 +26,9 @@ const PASS_BYTES: u64 = 1 << 30;
 /// Layers sealed in one pass.
 const PASS_LAYERS: usize = 64;
 
+/// What a thread does until the store closes.
+type Body = fn(&Weak<Store>, &Engine);
+
 /// What a round of the sealer came to.
 enum Round {
     /// There may be more to do.
@@ -39,7 +42,7 @@ enum Round {
 impl Store {
     /// Starts the threads. They hold the store weakly: it ends them.
     pub(super) fn start_background(self: &Arc<Self>) {
-        let bodies: [(&str, fn(&Weak<Store>, &Engine)); 4] = [
+        let bodies: [(&str, Body); 4] = [
             ("sealer", seal_thread),
             ("flusher", flush_thread),
             ("collector", collect_thread),

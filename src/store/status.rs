@@ -1,7 +1,6 @@
 //! What `snapdisk status` says of a store.
 
 use super::*;
-use crate::backend::Backend;
 use crate::disk::Engine;
 use crate::disk::layer::Below;
 use crate::manifest::DiskRecord;
@@ -100,34 +99,17 @@ impl Store {
     /// Reads every manifest that the catalogue lists again; answers what is
     /// wrong with them, in words.
     pub(crate) fn check_manifests(&self, count: &mut u64) -> Result<Vec<String>> {
-        let backend = LocalBackend::new(self.engine.files.clone())?;
+        let manifests = &self.engine.manifests;
         let catalogue = self.catalogue.lock();
         let mut wrong = Vec::new();
-        let mut check = |key: String, decode: &dyn Fn(&[u8]) -> Result<()>| -> Result<()> {
-            match backend.get(&key)? {
-                None => wrong.push(format!("{key} is missing")),
-                Some((bytes, _)) => {
-                    if let Err(error) = decode(&bytes) {
-                        wrong.push(error.to_string());
-                    }
-                }
-            }
-            Ok(())
-        };
-        let key = manifest::header_key();
-        check(key.clone(), &|bytes| {
-            manifest::decode::<Header>(&key, bytes).map(drop)
-        })?;
-        let key = manifest::catalogue_key();
-        check(key.clone(), &|bytes| {
-            manifest::decode::<Catalogue>(&key, bytes).map(drop)
-        })?;
+        wrong.extend(manifests.check::<Header>(&manifest::header_key())?);
+        wrong.extend(manifests.check::<Catalogue>(&manifest::catalogue_key())?);
         for (id, kind) in &catalogue.entries {
             let key = manifest::entry_key(id, *kind);
-            check(key.clone(), &|bytes| match kind {
-                EntryKind::Disk => manifest::decode::<DiskRecord>(&key, bytes).map(drop),
-                EntryKind::Link => manifest::decode::<LinkRecord>(&key, bytes).map(drop),
-            })?;
+            wrong.extend(match kind {
+                EntryKind::Disk => manifests.check::<DiskRecord>(&key)?,
+                EntryKind::Link => manifests.check::<LinkRecord>(&key)?,
+            });
             *count += 1;
         }
         Ok(wrong)
