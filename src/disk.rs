@@ -75,12 +75,23 @@ pub struct Engine {
     pub settling: RwLock<()>,
     /// What the background threads have to do.
     pub work: Signal,
+    /// Why nothing is sealed at present, if so: `mkdir` must not wait for it.
+    pub seal_trouble: Mutex<Option<SealTrouble>>,
     /// Answers fsyncs.
     pub flushes: Pool,
     /// Something was written since the flusher last looked.
     pub dirty: AtomicBool,
     /// The store is going down.
     pub closing: AtomicBool,
+}
+
+/// Why nothing is sealed at present.
+#[derive(Clone, Debug)]
+pub enum SealTrouble {
+    /// There is no room; it goes on when there is.
+    NoSpace,
+    /// An error that only reopening the store ends, in words.
+    Stopped(String),
 }
 
 /// What there is to do in the background.
@@ -593,6 +604,7 @@ fn base_record(below: &Below) -> BaseRecord {
         Below::Empty => BaseRecord::Empty,
         Below::Root(root) => BaseRecord::Root(root.id),
         Below::Layer(layer) => BaseRecord::Layer(layer.id),
+        Below::Lost(lost) => BaseRecord::Root(lost.id),
     }
 }
 

@@ -3,7 +3,7 @@
 //!
 //! Threads (invariant 9): those that take requests from the kernel never
 //! wait. Data is tried at once and goes to a pool if it would have to wait
-//! ([`data`]); whatever changes or renders metadata goes to a pool of its
+//! (`fuse/data.rs`); whatever changes or renders metadata goes to a pool of its
 //! own; fsync is answered by whoever completes the flush. No lock is held
 //! across a reply.
 

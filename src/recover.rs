@@ -5,7 +5,8 @@
 //! damage and is reported; what the store has but they do not name was never
 //! acknowledged, or was deleted.
 
-use crate::disk::layer::{self, Below, Layer, LayerParts};
+use crate::chunk::ChunkId;
+use crate::disk::layer::{self, Below, Layer, LayerParts, LostRoot};
 use crate::disk::log::GraftSource;
 use crate::disk::{Disk, Engine};
 use crate::error::{Error, Result};
@@ -15,7 +16,7 @@ use crate::manifest::{
 use crate::progress::Progress;
 use crate::store::layer_files;
 use parking_lot::Mutex;
-use std::collections::{HashMap, HashSet};
+use std::collections::{BTreeSet, HashMap, HashSet};
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -69,6 +70,7 @@ pub fn recover(
         records: HashMap::new(),
         files: &files,
         opened: Mutex::default(),
+        lost: Mutex::default(),
     };
     for record in records.iter().flat_map(|disk| &disk.layers) {
         // Several manifests may name a layer; one that knows its root knows
@@ -92,6 +94,7 @@ pub fn recover(
             Err(error) => return Err(error),
         }
     }
+    damage.extend(opener.lost.into_inner());
     let opened = opener.opened.into_inner();
     let broken = opened.values().filter_map(|layer| layer.broken());
     damage.extend(broken.map(str::to_owned));
@@ -154,14 +157,32 @@ struct Opener<'a> {
     records: HashMap<LayerId, &'a LayerRecord>,
     files: &'a HashMap<LayerId, Vec<u64>>,
     opened: Mutex<HashMap<LayerId, Arc<Layer>>>,
+    /// Roots that cannot be read, in words.
+    lost: Mutex<BTreeSet<String>>,
 }
 
 impl Opener<'_> {
     fn below(&self, base: BaseRecord) -> Result<Below> {
         match base {
             BaseRecord::Empty => Ok(Below::Empty),
-            BaseRecord::Root(id) => Ok(Below::Root(self.engine.sealed.root(id)?)),
+            BaseRecord::Root(id) => self.root(id),
             BaseRecord::Layer(id) => self.layer(id),
+        }
+    }
+
+    /// A map; one that cannot be read is noted and answers errors.
+    fn root(&self, id: ChunkId) -> Result<Below> {
+        match self.engine.sealed.root(id) {
+            Ok(root) => Ok(Below::Root(root)),
+            Err(error @ (Error::Damaged { .. } | Error::ChunkMissing { .. })) => {
+                let lost = LostRoot {
+                    id,
+                    cause: error.to_string(),
+                };
+                self.lost.lock().insert(lost.error().to_string());
+                Ok(Below::Lost(Arc::new(lost)))
+            }
+            Err(error) => Err(error),
         }
     }
 
@@ -174,7 +195,7 @@ impl Opener<'_> {
             detail: "no manifest says what it is".into(),
         })?;
         if let Some(root) = record.root {
-            return Ok(Below::Root(self.engine.sealed.root(root)?));
+            return self.root(root);
         }
         let parts = LayerParts {
             files: self.engine.files.clone(),
@@ -186,7 +207,7 @@ impl Opener<'_> {
         let segments = self.files.get(&id).unwrap_or(&no_segments);
         let layer = Layer::recover(id, parts, segments, &|source| match source {
             GraftSource::Layer(id) => self.layer(id),
-            GraftSource::Root(id) => Ok(Below::Root(self.engine.sealed.root(id)?)),
+            GraftSource::Root(id) => self.root(id),
         })?;
         self.opened.lock().insert(id, layer.clone());
         Ok(Below::Layer(layer))

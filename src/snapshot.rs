@@ -185,6 +185,7 @@ impl Snapshot {
         match self.base() {
             Below::Layer(layer) if layer.broken().is_some() => "damaged",
             Below::Layer(_) => "sealing",
+            Below::Lost(_) => "damaged",
             _ => "ready",
         }
     }

@@ -134,6 +134,9 @@ impl Disk {
         // Whatever is in hand here and in no manifest yet keeps its files.
         let _settling = self.engine.settling.read();
         let base = source.fixed(from..from + len)?;
+        if let Below::Lost(lost) = &base {
+            return Err(lost.error());
+        }
         let meta = self.meta.lock();
         if let Below::Layer(layer) = &base
             && !self.durable_layers.lock().contains(&layer.id)

@@ -257,6 +257,9 @@ impl Disk {
         let _settling = self.engine.settling.read();
         let meta = self.meta.lock();
         let target = self.find(name)?;
+        if let Below::Lost(lost) = target.base() {
+            return Err(lost.error());
+        }
         let owner = self.state.read().live.as_ref().map(|live| live.owner);
         let frozen = match owner {
             Some(_) if !discard => Some(self.freeze(&meta)?),

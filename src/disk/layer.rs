@@ -12,6 +12,7 @@
 use super::log::{self, GraftSource, Record};
 use super::presence::{BlockState, Presence};
 use super::sealed::SealedRoot;
+use crate::chunk::ChunkId;
 use crate::error::{Error, Result};
 use crate::files::{File, Files};
 use crate::manifest::LayerId;
@@ -43,6 +44,27 @@ pub enum Below {
     Root(Arc<SealedRoot>),
     /// A frozen layer, over what is below it.
     Layer(Arc<Layer>),
+    /// A map whose root record cannot be read: every read of it fails, and
+    /// everything beside it goes on.
+    Lost(Arc<LostRoot>),
+}
+
+/// The name of a map whose root record cannot be read.
+pub struct LostRoot {
+    /// Its content address.
+    pub id: ChunkId,
+    /// Why it cannot be read.
+    pub cause: String,
+}
+
+impl LostRoot {
+    /// What reading it fails with.
+    pub fn error(&self) -> Error {
+        Error::Damaged {
+            what: format!("the map {}", self.id),
+            detail: self.cause.clone(),
+        }
+    }
 }
 
 impl Below {
@@ -62,6 +84,7 @@ impl Below {
             (Below::Empty, Below::Empty) => true,
             (Below::Root(a), Below::Root(b)) => a.id == b.id,
             (Below::Layer(a), Below::Layer(b)) => a.id == b.id,
+            (Below::Lost(a), Below::Lost(b)) => a.id == b.id,
             _ => false,
         }
     }
@@ -742,6 +765,7 @@ fn name_of(source: &Below) -> Option<GraftSource> {
         Below::Empty => None,
         Below::Root(root) => Some(GraftSource::Root(root.id)),
         Below::Layer(layer) => Some(GraftSource::Layer(layer.id)),
+        Below::Lost(lost) => Some(GraftSource::Root(lost.id)),
     }
 }
 

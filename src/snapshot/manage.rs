@@ -2,7 +2,7 @@
 
 use super::Snapshot;
 use crate::disk::layer::Below;
-use crate::disk::{Attempt, Disk, Opened, Seek, UNSEALED_MAX, Wait};
+use crate::disk::{Attempt, Disk, Opened, SealTrouble, Seek, UNSEALED_MAX, Wait};
 use crate::error::{Error, Result};
 use crate::manifest::SnapshotKind;
 use crate::name::SnapshotName;
@@ -73,6 +73,22 @@ impl Disk {
                 .count();
             if waiting <= UNSEALED_MAX {
                 return Ok(());
+            }
+            match self.engine.seal_trouble.lock().clone() {
+                None => {}
+                Some(SealTrouble::NoSpace) => {
+                    let space = self.engine.capacity.space()?;
+                    return Err(Error::Full {
+                        free: space.free_bytes + space.reserve_bytes,
+                        reserve: space.reserve_bytes,
+                    });
+                }
+                Some(SealTrouble::Stopped(cause)) => {
+                    return Err(Error::Poisoned {
+                        what: format!("sealing, with {waiting} layers waiting,"),
+                        cause,
+                    });
+                }
             }
             work.seal = true;
             self.engine.work.changed.notify_all();

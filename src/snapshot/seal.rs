@@ -200,6 +200,7 @@ impl<'a> SealPass<'a> {
                 start: graft.start,
             }),
             Below::Layer(source) => Err(out_of_order(layer, &source)),
+            Below::Lost(lost) => Err(lost.error()),
         }
     }
 
@@ -209,6 +210,7 @@ impl<'a> SealPass<'a> {
             Below::Empty => Root::empty(unit as u32, 0),
             Below::Root(base) => base.root.clone(),
             Below::Layer(below) => return Err(out_of_order(layer, &below)),
+            Below::Lost(lost) => return Err(lost.error()),
         };
         let (changes, size) = self.changes(layer, &root)?;
         layer.set_seal_work(

@@ -4,6 +4,7 @@
 
 use super::*;
 use crate::chunk::store::Batch;
+use crate::disk::SealTrouble;
 use crate::disk::layer::Layer;
 use crate::manifest::LayerId;
 use crate::progress::Quiet;
@@ -238,17 +239,28 @@ fn seal_thread(store: &Weak<Store>, engine: &Engine) {
         }
         later = false;
         match store.seal_round(&pool) {
-            Ok(Round::Done) => {}
-            Ok(Round::More) => engine.work.raise(|work| work.seal = true),
-            Ok(Round::Later) => later = true,
+            Ok(round) => {
+                *engine.seal_trouble.lock() = None;
+                match round {
+                    Round::Done => {}
+                    Round::More => engine.work.raise(|work| work.seal = true),
+                    Round::Later => later = true,
+                }
+            }
             Err(Error::Closing) => return,
             Err(error) if error.is_no_space() => {
-                tracing::warn!("sealing waits for room: {error}");
+                if engine.seal_trouble.lock().is_none() {
+                    tracing::warn!("sealing waits for room: {error}");
+                }
+                *engine.seal_trouble.lock() = Some(SealTrouble::NoSpace);
+                engine.work.raise(|_| ());
                 later = true;
             }
             Err(error) => {
                 // Nothing was lost: what is not sealed stays in its layer.
                 tracing::error!("sealing has stopped: {error}");
+                *engine.seal_trouble.lock() = Some(SealTrouble::Stopped(error.to_string()));
+                engine.work.raise(|_| ());
             }
         }
     }

@@ -105,6 +105,7 @@ impl Store {
             disks: RwLock::default(),
             settling: RwLock::default(),
             work: Signal::default(),
+            seal_trouble: Mutex::default(),
             flushes: Pool::new("flush", FLUSH_THREADS),
             dirty: AtomicBool::new(false),
             closing: AtomicBool::new(false),

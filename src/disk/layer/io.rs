@@ -27,6 +27,7 @@ pub fn read_below(
         }
         Below::Root(root) => sealed.read(&root, offset, buf, wait),
         Below::Layer(layer) => layer.read(sealed, offset, buf, wait),
+        Below::Lost(lost) => Err(lost.error()),
     }
 }
 
@@ -46,6 +47,8 @@ pub fn run_below(
             Ok(run.map(|(data, end)| (data, end.saturating_mul(unit))))
         }
         Below::Layer(layer) => layer.run(sealed, block, wait),
+        // What cannot be read may be data.
+        Below::Lost(_) => Ok(Attempt::Done((true, u64::MAX))),
     }
 }
 
