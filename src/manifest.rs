@@ -144,6 +144,9 @@ pub struct SnapshotRecord {
     pub size: u64,
     /// The instant.
     pub created_ns: i64,
+    /// When what is said of it last changed.
+    #[serde(default)]
+    pub changed_ns: i64,
     /// When it is to be deleted, if ever.
     pub expires_ns: Option<i64>,
     /// Why it must not be deleted, if so.

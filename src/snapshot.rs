@@ -80,7 +80,7 @@ impl Snapshot {
             tags: record.tags.clone(),
             name: RwLock::new(record.name.clone()),
             base: RwLock::new(base),
-            changed_ns: AtomicI64::new(record.created_ns),
+            changed_ns: AtomicI64::new(record.changed_ns.max(record.created_ns)),
             links: AtomicU32::new(0),
             damaged: AtomicBool::new(record.damaged),
         }
@@ -95,6 +95,7 @@ impl Snapshot {
             base,
             size: self.size,
             created_ns: self.created_ns,
+            changed_ns: self.changed_ns.load(Ordering::Relaxed),
             expires_ns: self.expires_ns,
             hold: self.hold.clone(),
             tags: self.tags.clone(),

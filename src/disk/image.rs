@@ -413,6 +413,16 @@ impl Disk {
         Ok(snapshot)
     }
 
+    /// Notes when what is said of a snapshot changed, also in the manifest.
+    pub(crate) fn note_changed(&self, meta: &Meta<'_>, snapshot: &Snapshot) {
+        snapshot.touch();
+        let state = self.state.read().clone();
+        if let Err(error) = self.commit(meta, state) {
+            // Only the time that info.toml has after a remount is older.
+            tracing::warn!("the time of {}: {error}", snapshot.name());
+        }
+    }
+
     pub(crate) fn forget_snapshot(&self, meta: &Meta<'_>, name: &str) -> Result<()> {
         let mut next = self.state.read().clone();
         next.snapshots.retain(|(other, _)| other != name);

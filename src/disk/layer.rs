@@ -457,6 +457,15 @@ impl Layer {
         self.modified_ns.store(ns, Ordering::Relaxed);
     }
 
+    /// Sees to it that the next sync logs the time of modification, which
+    /// one of overwrites only would not.
+    pub fn note_modified(&self) {
+        let modified = self.modified_ns();
+        if modified != self.logged_modified_ns.load(Ordering::Relaxed) {
+            self.content.write().note(Record::Modified(modified));
+        }
+    }
+
     /// What shows through.
     pub fn below(&self) -> Below {
         let below = self.below.read().clone();

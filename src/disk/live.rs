@@ -366,7 +366,9 @@ impl Disk {
     /// durable when this returns.
     pub fn set_live_attributes(&self, change: AttributeChange) -> Result<()> {
         if let Some(modified) = change.modified {
-            self.enter()?.set_modified_ns(time::from_system(modified));
+            let head = self.enter()?;
+            head.set_modified_ns(time::from_system(modified));
+            head.note_modified();
         }
         if change.uid.is_none() && change.gid.is_none() && change.mode.is_none() {
             return Ok(());

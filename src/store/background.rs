@@ -195,6 +195,9 @@ impl Store {
     fn flush_heads(&self) {
         for disk in self.all_disks() {
             let dirty = disk.layers().iter().any(|layer| layer.is_dirty());
+            if dirty && let Some(head) = disk.head() {
+                head.note_modified();
+            }
             if dirty && let Err(error) = disk.sync_layers() {
                 tracing::error!("disk {}: {error}", disk.name());
             }

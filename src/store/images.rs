@@ -82,7 +82,7 @@ impl Store {
         let _naming = self.naming.lock();
         self.check_new_image(&name)?;
         // Nobody deletes the snapshot meanwhile.
-        let _meta = disk.lock_meta();
+        let meta = disk.lock_meta();
         let snapshot = disk.find(snapshot)?;
         let mut catalogue = self.catalogue.lock();
         let link = LinkRecord {
@@ -98,7 +98,7 @@ impl Store {
         self.replace_catalogue(&mut catalogue, next)?;
         self.engine.links.lock().insert(name.into(), link);
         snapshot.link_count().fetch_add(1, Ordering::SeqCst);
-        snapshot.touch();
+        disk.note_changed(&meta, &snapshot);
         Ok(())
     }
 
@@ -134,7 +134,7 @@ impl Store {
     fn remove_image_named(&self, name: &str) -> Result<()> {
         match self.find_image(name)? {
             Image::Link { disk, snapshot, .. } => {
-                let _meta = disk.lock_meta();
+                let meta = disk.lock_meta();
                 let mut catalogue = self.catalogue.lock();
                 let link = self.find_link(name)?;
                 let mut next = catalogue.clone();
@@ -142,7 +142,7 @@ impl Store {
                 self.replace_catalogue(&mut catalogue, next)?;
                 self.engine.links.lock().remove(name);
                 snapshot.link_count().fetch_sub(1, Ordering::SeqCst);
-                snapshot.touch();
+                disk.note_changed(&meta, &snapshot);
                 self.engine
                     .manifests
                     .delete(&manifest::entry_key(&link.id, EntryKind::Link))

@@ -162,6 +162,9 @@ impl Store {
             if disk.poisoned().is_some() {
                 continue;
             }
+            if let Some(head) = disk.head() {
+                head.note_modified();
+            }
             if let Err(error) = disk.sync_layers() {
                 tracing::error!("disk {}: {error}", disk.name());
                 outcome = Err(error);
