@@ -154,10 +154,10 @@ impl Store {
             sealed.map(|layer| layer.id).collect()
         };
         for disk in self.all_disks() {
+            disk.settle();
             if !disk.durable_layers().is_disjoint(&sealed) {
                 disk.publish()?;
             }
-            disk.settle();
         }
         Ok(())
     }
