@@ -439,7 +439,10 @@ impl Manifests {
                 Ok(())
             }
             Err(error) => {
-                if matches!(error, Error::MetadataUnknown { .. }) {
+                // Nothing was changed if there was no room; after any other
+                // error of the disk nobody knows (invariants 3 and 6).
+                let of_disk = matches!(error, Error::MetadataUnknown { .. } | Error::Io { .. });
+                if of_disk && !error.is_no_space() {
                     self.poison(&error);
                 }
                 Err(error)

@@ -3,14 +3,19 @@
 use super::ask::{check_owner, is_store, mounts};
 use super::daemon::{self, Daemon};
 use super::failure::{Failure, of_library};
-use super::mountinfo::absolute;
+use super::mountinfo::{Mount as Mounted, absolute};
 use super::size;
-use super::umount::unmount;
+use super::umount::{LOOK_EVERY, is_free, unmount};
 use crate::fuse::{self, MountOptions};
 use crate::store;
 use clap::Args;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
+use std::thread;
+
+/// How often it is looked whether a daemon that was killed is gone: two
+/// seconds, and its files are closed within milliseconds.
+const DYING_LOOKS: u32 = 100;
 
 /// The least that the cache of decompressed chunks can do with, in bytes.
 const CACHE_MIN: u64 = 1 << 20;
@@ -93,7 +98,7 @@ fn check(store: &Path, point: &Path) -> Result<(PathBuf, PathBuf), Failure> {
     let mut now = mounts()?;
     if let Some(mount) = now.at(&point)
         && mount.is_own()
-        && mount.is_dead()
+        && is_dead_or_dying(mount)
     {
         unmount(&point, true)
             .map_err(|error| Failure::system("removing the dead mount at", &point, &error))?;
@@ -121,6 +126,21 @@ fn check(store: &Path, point: &Path) -> Result<(PathBuf, PathBuf), Failure> {
     }
     let point = fuse::check_mount_point(&store, &point).map_err(of_library(what))?;
     Ok((store, point))
+}
+
+/// Whether the daemon of a mount of ours is gone. One that was killed lets go
+/// of its store a moment before the kernel knows that its mount is dead.
+fn is_dead_or_dying(mount: &Mounted) -> bool {
+    for _ in 0..DYING_LOOKS {
+        if mount.is_dead() {
+            return true;
+        }
+        if !matches!(is_free(&mount.source), Ok(true)) {
+            return false;
+        }
+        thread::sleep(LOOK_EVERY);
+    }
+    false
 }
 
 fn if_missing(failure: Failure, error: &std::io::Error, hint: &str) -> Failure {

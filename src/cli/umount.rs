@@ -15,7 +15,7 @@ use std::thread;
 use std::time::Duration;
 
 /// How often it is looked whether the daemon has ended.
-const LOOK_EVERY: Duration = Duration::from_millis(20);
+pub(super) const LOOK_EVERY: Duration = Duration::from_millis(20);
 
 /// End a mount, cleanly
 ///
@@ -104,22 +104,27 @@ fn fusermount(point: &Path, lazy: bool) -> io::Result<()> {
     Err(io::Error::new(kind, text))
 }
 
+/// Whether no process has the store's lock.
+pub(super) fn is_free(store: &Path) -> io::Result<bool> {
+    match File::open(store.join("lock"))?.try_lock_shared() {
+        Ok(()) => Ok(true),
+        Err(TryLockError::WouldBlock) => Ok(false),
+        Err(TryLockError::Error(error)) => Err(error),
+    }
+}
+
 /// Waits until no process has the store's lock, or it is mounted anew.
 fn wait_until_free(store: &Path) -> Result<(), Failure> {
-    let path = store.join("lock");
-    let failed = |error: &io::Error| Failure::system("waiting for", &path, error);
-    let file = match File::open(&path) {
-        Ok(file) => file,
-        // Somebody else's store: there is nothing to look at.
-        Err(error) if error.kind() == io::ErrorKind::PermissionDenied => return Ok(()),
-        Err(error) => return Err(failed(&error)),
-    };
     let bar = Bar::new();
     loop {
-        match file.try_lock_shared() {
-            Ok(()) => return Ok(()),
-            Err(TryLockError::WouldBlock) => {}
-            Err(TryLockError::Error(error)) => return Err(failed(&error)),
+        match is_free(store) {
+            Ok(true) => return Ok(()),
+            Ok(false) => {}
+            // Somebody else's store: there is nothing to look at.
+            Err(error) if error.kind() == io::ErrorKind::PermissionDenied => return Ok(()),
+            Err(error) => {
+                return Err(Failure::system("waiting for", &store.join("lock"), &error));
+            }
         }
         if mounts()?.of_store(store).is_some() {
             return Ok(());

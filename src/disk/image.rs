@@ -224,17 +224,12 @@ impl Disk {
         let closed = self.opens.keep_closed().ok_or_else(|| self.busy_open())?;
         let _settling = self.engine.settling.read();
         let meta = self.meta.lock();
-        // What cannot be synced any more can still be dropped.
-        let frozen = match self.poisoned() {
-            None => Some(self.freeze(&meta)?),
-            Some(_) => None,
-        };
+        // An image that failed cannot be kept, so it is not dropped either:
+        // after the store is reopened it can be both.
+        let frozen = self.freeze(&meta)?;
         let mut next = self.state.read().clone();
-        if let Some(frozen) = &frozen
-            && !self.is_import()
-            && !self.is_kept(&next, frozen)
-        {
-            let name = self.keep(&mut next, "dropped", frozen, Some(DROPPED_KEPT_NS));
+        if !self.is_import() && !self.is_kept(&next, &frozen) {
+            let name = self.keep(&mut next, "dropped", &frozen, Some(DROPPED_KEPT_NS));
             tracing::info!("disk {}: its dropped image is kept as {name}", next.name);
         }
         next.live = None;
