@@ -592,7 +592,7 @@ impl Layers {
         self.records.push(LayerRecord {
             id: layer.id,
             base: base_record(&below),
-            size: layer.begin_size,
+            size: layer.begin_size(),
             root: None,
             key_id: 0,
         });

@@ -111,11 +111,16 @@ impl Disk {
             }
             return Ok(Frozen {
                 base,
-                size: old.begin_size,
+                size: old.begin_size(),
                 owner: live.owner,
                 at_ns,
             });
         }
+        let head = self
+            .engine
+            .new_layer(Below::Layer(old.clone()), old.size())?;
+        head.prepare_like(&old)
+            .inspect_err(|_| self.engine.work.raise(|work| work.seal = true))?;
         // The new head begins with the size that the old one ends with, so
         // nobody may change it meanwhile: whoever does touches the last
         // block or one behind it. All others go on.
@@ -126,9 +131,7 @@ impl Disk {
                 break range;
             }
         };
-        let head = self
-            .engine
-            .new_layer(Below::Layer(old.clone()), old.size())?;
+        head.begin_with(old.size());
         head.set_modified_ns(old.modified_ns());
         let mut next = self.state.read().clone();
         if let Some(live) = &mut next.live {

@@ -158,7 +158,7 @@ pub struct Layer {
     /// Its name.
     pub id: LayerId,
     /// The size when it began, in bytes.
-    pub begin_size: u64,
+    begin_size: AtomicU64,
     files: Arc<dyn Files>,
     /// Blocks in a chunk.
     chunk_blocks: u64,
@@ -298,7 +298,7 @@ impl Layer {
     fn with(id: LayerId, parts: LayerParts, log: Option<Arc<dyn File>>) -> Layer {
         Layer {
             id,
-            begin_size: parts.size,
+            begin_size: AtomicU64::new(parts.size),
             files: parts.files,
             chunk_blocks: parts.chunk_size / BLOCK,
             size: AtomicU64::new(parts.size),
@@ -437,6 +437,28 @@ impl Layer {
         self.size.load(Ordering::SeqCst)
     }
 
+    /// The size when it began, in bytes.
+    pub fn begin_size(&self) -> u64 {
+        self.begin_size.load(Ordering::SeqCst)
+    }
+
+    /// Makes a new layer begin with another size than it was made with.
+    /// Nobody else has it yet.
+    pub fn begin_with(&self, size: u64) {
+        for begin in [&self.begin_size, &self.size, &self.cut] {
+            begin.store(size, Ordering::SeqCst);
+        }
+    }
+
+    /// Makes the segment files of a new layer that writers will need when
+    /// it takes the place of `old`, so that none of them has to.
+    pub fn prepare_like(&self, old: &Layer) -> Result<()> {
+        for index in old.segments() {
+            self.segment(index)?;
+        }
+        Ok(())
+    }
+
     /// Bytes of it that are in its own segments.
     pub fn data_bytes(&self) -> u64 {
         self.content.read().presence.data_blocks() * BLOCK
@@ -513,8 +535,8 @@ impl Layer {
         let content = self.content.read();
         content.presence.is_empty()
             && content.grafts.is_empty()
-            && self.size() == self.begin_size
-            && self.cut.load(Ordering::SeqCst) == self.begin_size
+            && self.size() == self.begin_size()
+            && self.cut.load(Ordering::SeqCst) == self.begin_size()
             && self.broken.is_none()
     }
 
@@ -712,7 +734,6 @@ impl Layer {
     /// Pushes dirty data towards the disk in pieces, so that a sync that
     /// follows is short and no writer meets a long queue.
     pub fn write_back(&self) -> Result<()> {
-        const PIECE: u64 = 8 << 20;
         let segments: Vec<(u64, Arc<Segment>)> = self
             .segments
             .read()
@@ -724,33 +745,43 @@ impl Layer {
                 continue;
             }
             let path = || text(&segment_path(self.id, index));
-            let len = segment.file.len().map_err(Error::io("sizing", path()))?;
-            for offset in (0..len).step_by(PIECE as usize) {
-                let first = (index * SEGMENT + offset) / BLOCK;
-                let last = first + PIECE / BLOCK;
-                if !self.has_data(first..last) {
-                    continue;
-                }
+            let first = index * SEGMENT / BLOCK;
+            let last = first + SEGMENT / BLOCK;
+            let mut at = first;
+            while let Some(piece) = self.piece_of_data(at..last) {
                 segment
                     .file
-                    .write_back(offset, PIECE)
+                    .write_back(
+                        (piece.start - first) * BLOCK,
+                        (piece.end - piece.start) * BLOCK,
+                    )
                     .map_err(Error::io("writing back", path()))?;
+                at = piece.end;
             }
         }
         Ok(())
     }
 
-    fn has_data(&self, blocks: Range<u64>) -> bool {
+    /// The first blocks of a range that hold about 8 MiB of data, however far
+    /// apart; None if there is none.
+    fn piece_of_data(&self, blocks: Range<u64>) -> Option<Range<u64>> {
+        const PIECE: u64 = (8 << 20) / BLOCK;
         let content = self.content.read();
-        let mut at = blocks.start;
-        while at < blocks.end {
+        let mut start = None;
+        let (mut at, mut found) = (blocks.start, 0);
+        while at < blocks.end && found < PIECE {
             let (state, end) = content.presence.run(at, blocks.end);
+            let end = match state {
+                BlockState::Data => end.min(at + PIECE - found),
+                _ => end,
+            };
             if state == BlockState::Data {
-                return true;
+                start.get_or_insert(at);
+                found += end - at;
             }
             at = end;
         }
-        false
+        start.map(|start| start..at)
     }
 
     /// Removes its files' names; whoever reads it goes on to do so.

@@ -290,7 +290,7 @@ impl Layer {
     }
 
     /// The segment file, made if there is none yet.
-    fn segment(&self, index: u64) -> Result<Arc<Segment>> {
+    pub(super) fn segment(&self, index: u64) -> Result<Arc<Segment>> {
         if let Some(segment) = self.segments.read().get(&index) {
             return Ok(segment.clone());
         }
@@ -304,6 +304,13 @@ impl Layer {
             .create_new(&path)
             .map_err(Error::io("creating", text(&path)))?;
         self.new_names.store(true, Ordering::SeqCst);
+        // As long as it can get: a write that makes a file longer waits for
+        // its filesystem's journal, one into a hole does not.
+        let len = self.size().saturating_sub(index * SEGMENT).min(SEGMENT);
+        if let Err(error) = file.set_len(len) {
+            unlink(&*self.files, &path)?;
+            return Err(Error::io("sizing", text(&path))(error));
+        }
         let segment = Arc::new(Segment {
             file,
             dirty: AtomicBool::new(true),
@@ -489,7 +496,7 @@ impl Layer {
         let content = self.content.read();
         SealPlan {
             size: self.size(),
-            begin_size: self.begin_size,
+            begin_size: self.begin_size(),
             cut: self.cut.load(Ordering::SeqCst),
             touched: content.presence.touched(self.chunk_blocks),
             grafts: content
