@@ -17,6 +17,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 pub mod bytes;
+pub mod faulty;
 mod loops;
 pub mod reader;
 mod store;

@@ -1,0 +1,668 @@
+//! A filesystem in memory that loses what was not synced.
+//!
+//! It stands in for the files of a store. What was written to a file since
+//! that file's last sync, and what was made, renamed or unlinked since the
+//! last sync of its directory, may be lost: [`FaultyFiles::crash`] keeps an
+//! arbitrary part of it, writes torn at 512 bytes, and leaves everything that
+//! still uses the old one with errors. It can be told to stop after the n-th
+//! effect, to be full, and to fail calls of one kind.
+
+use super::bytes::Random;
+use snapdisk::files::{Entry, File, Files};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::fmt;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, MutexGuard};
+
+const PAGE: u64 = 4096;
+/// What a disk writes wholly or not at all.
+pub const SECTOR: u64 = 512;
+
+/// What can be done to files.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Call {
+    /// `create_new` and `create_dir`.
+    Create,
+    /// `open`.
+    Open,
+    /// `read_at`, `len`.
+    Read,
+    /// `write_all_at`, `set_len`.
+    Write,
+    /// `punch`.
+    Punch,
+    /// `sync_data`.
+    Sync,
+    /// `rename`.
+    Rename,
+    /// `unlink`.
+    Unlink,
+    /// `sync_dir`.
+    SyncDir,
+    /// `list`.
+    List,
+}
+
+impl Call {
+    /// Whether it changes what is on disk.
+    fn is_effect(self) -> bool {
+        !matches!(self, Call::Open | Call::Read | Call::List)
+    }
+}
+
+/// A call that fails.
+#[derive(Clone, Debug)]
+pub struct Fault {
+    /// Which.
+    pub call: Call,
+    /// Only for paths that contain this.
+    pub path: String,
+    /// With this.
+    pub errno: i32,
+    /// How many of them go well before.
+    pub after: u64,
+    /// How many fail then.
+    pub times: u64,
+}
+
+/// Pages that are not zero, and a length.
+#[derive(Clone, Default)]
+struct Content {
+    pages: BTreeMap<u64, Box<[u8]>>,
+    len: u64,
+}
+
+impl Content {
+    fn read(&self, at: u64, buf: &mut [u8]) -> usize {
+        let len = self.len.saturating_sub(at).min(buf.len() as u64) as usize;
+        let mut done = 0;
+        while done < len {
+            let (page, inside) = ((at + done as u64) / PAGE, (at + done as u64) % PAGE);
+            let part = (PAGE - inside).min((len - done) as u64) as usize;
+            let to = &mut buf[done..done + part];
+            match self.pages.get(&page) {
+                Some(bytes) => to.copy_from_slice(&bytes[inside as usize..inside as usize + part]),
+                None => to.fill(0),
+            }
+            done += part;
+        }
+        len
+    }
+
+    fn write(&mut self, at: u64, bytes: &[u8]) {
+        let mut done = 0;
+        while done < bytes.len() {
+            let (page, inside) = ((at + done as u64) / PAGE, (at + done as u64) % PAGE);
+            let part = (PAGE - inside).min((bytes.len() - done) as u64) as usize;
+            let to = self
+                .pages
+                .entry(page)
+                .or_insert_with(|| vec![0; PAGE as usize].into());
+            to[inside as usize..inside as usize + part].copy_from_slice(&bytes[done..done + part]);
+            done += part;
+        }
+        self.len = self.len.max(at + bytes.len() as u64);
+    }
+
+    fn zero(&mut self, at: u64, len: u64) {
+        let end = at.saturating_add(len);
+        let (first, last) = (at.div_ceil(PAGE), end / PAGE);
+        if first < last {
+            let whole: Vec<u64> = self
+                .pages
+                .range(first..last)
+                .map(|(page, _)| *page)
+                .collect();
+            for page in whole {
+                self.pages.remove(&page);
+            }
+        }
+        let edges = match at / PAGE == end / PAGE {
+            true => vec![at..end],
+            false => vec![at..first * PAGE, last * PAGE..end],
+        };
+        for edge in edges.into_iter().filter(|edge| !edge.is_empty()) {
+            if let Some(bytes) = self.pages.get_mut(&(edge.start / PAGE)) {
+                let inside = (edge.start % PAGE) as usize;
+                bytes[inside..inside + (edge.end - edge.start) as usize].fill(0);
+            }
+        }
+    }
+
+    fn set_len(&mut self, len: u64) {
+        if len < self.len {
+            self.zero(len, self.len - len);
+        }
+        self.len = len;
+    }
+
+    fn used(&self) -> u64 {
+        self.pages.len() as u64 * PAGE
+    }
+}
+
+/// A change of a file that may be lost.
+#[derive(Clone)]
+enum Change {
+    Write(u64, Vec<u8>),
+    Punch(u64, u64),
+    Len(u64),
+}
+
+impl Change {
+    fn apply(&self, content: &mut Content) {
+        match self {
+            Change::Write(at, bytes) => content.write(*at, bytes),
+            Change::Punch(at, len) => {
+                let end = (at + len).min(content.len);
+                content.zero(*at, end.saturating_sub(*at));
+            }
+            Change::Len(len) => content.set_len(*len),
+        }
+    }
+
+    /// Some sectors of it.
+    fn apply_torn(&self, content: &mut Content, random: &mut Random) {
+        match self {
+            Change::Write(at, bytes) => {
+                let mut from = 0;
+                while from < bytes.len() {
+                    let inside = (at + from as u64) % SECTOR;
+                    let to = (from + (SECTOR - inside) as usize).min(bytes.len());
+                    if random.below(2) == 0 {
+                        content.write(at + from as u64, &bytes[from..to]);
+                    }
+                    from = to;
+                }
+            }
+            whole => whole.apply(content),
+        }
+    }
+}
+
+#[derive(Clone, Default)]
+struct Inode {
+    now: Content,
+    durable: Content,
+    /// Since the last sync.
+    pending: Vec<Change>,
+}
+
+/// A change of names that may be lost.
+#[derive(Clone)]
+enum NameChange {
+    Dir(PathBuf),
+    Make(PathBuf, u64),
+    Rename(PathBuf, PathBuf, u64),
+    Unlink(PathBuf, u64),
+}
+
+impl NameChange {
+    fn is_in(&self, dir: &Path) -> bool {
+        let path = match self {
+            NameChange::Dir(path) | NameChange::Make(path, _) | NameChange::Unlink(path, _) => path,
+            NameChange::Rename(_, to, _) => to,
+        };
+        path.parent() == Some(dir)
+    }
+
+    fn apply(&self, names: &mut BTreeMap<PathBuf, u64>, dirs: &mut BTreeSet<PathBuf>) {
+        let remove = |names: &mut BTreeMap<PathBuf, u64>, path: &PathBuf, inode: &u64| {
+            if names.get(path) == Some(inode) {
+                names.remove(path);
+            }
+        };
+        match self {
+            NameChange::Dir(path) => {
+                dirs.insert(path.clone());
+            }
+            NameChange::Make(path, inode) => {
+                names.insert(path.clone(), *inode);
+            }
+            NameChange::Rename(from, to, inode) => {
+                remove(names, from, inode);
+                names.insert(to.clone(), *inode);
+            }
+            NameChange::Unlink(path, inode) => remove(names, path, inode),
+        }
+    }
+}
+
+#[derive(Default)]
+struct State {
+    names: BTreeMap<PathBuf, u64>,
+    dirs: BTreeSet<PathBuf>,
+    durable_names: BTreeMap<PathBuf, u64>,
+    durable_dirs: BTreeSet<PathBuf>,
+    pending_names: Vec<NameChange>,
+    inodes: HashMap<u64, Inode>,
+    next_inode: u64,
+    effects: u64,
+    stop_after: Option<u64>,
+    stopped: bool,
+    faults: Vec<Fault>,
+    calls: BTreeMap<Call, u64>,
+    /// Bytes that files may take in all.
+    room: Option<u64>,
+    read_only: bool,
+}
+
+impl State {
+    /// Counts a call in, or refuses it.
+    fn enter(&mut self, call: Call, path: &Path) -> io::Result<()> {
+        let failed = |errno| Err(io::Error::from_raw_os_error(errno));
+        if self.stopped {
+            return failed(libc::EIO);
+        }
+        if call.is_effect() && self.stop_after.is_some_and(|last| self.effects >= last) {
+            self.stopped = true;
+            return failed(libc::EIO);
+        }
+        let text = path.to_string_lossy();
+        for fault in &mut self.faults {
+            if fault.call != call || !text.contains(&fault.path) {
+                continue;
+            }
+            if fault.after > 0 {
+                fault.after -= 1;
+            } else if fault.times > 0 {
+                fault.times -= 1;
+                return failed(fault.errno);
+            }
+        }
+        if self.read_only && call.is_effect() {
+            return failed(libc::EROFS);
+        }
+        *self.calls.entry(call).or_default() += 1;
+        if call.is_effect() {
+            self.effects += 1;
+        }
+        Ok(())
+    }
+
+    fn used(&self) -> u64 {
+        let named: BTreeSet<u64> = self.names.values().copied().collect();
+        let inodes = self.inodes.iter().filter(|(id, _)| named.contains(id));
+        inodes.map(|(_, inode)| inode.now.used()).sum()
+    }
+
+    /// Whether a write has the pages that it needs.
+    fn check_room(&self, id: u64, at: u64, len: usize) -> io::Result<()> {
+        let Some(room) = self.room else { return Ok(()) };
+        let pages = at / PAGE..(at + len as u64).div_ceil(PAGE);
+        let there = self.inodes[&id].now.pages.range(pages.clone()).count() as u64;
+        match self.used() + (pages.end - pages.start - there) * PAGE > room {
+            true => Err(error(libc::ENOSPC)),
+            false => Ok(()),
+        }
+    }
+}
+
+/// The filesystem. Clones share it.
+#[derive(Clone, Default)]
+pub struct FaultyFiles(Arc<Mutex<State>>);
+
+impl fmt::Debug for FaultyFiles {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("FaultyFiles")
+    }
+}
+
+impl FaultyFiles {
+    /// An empty one.
+    pub fn new() -> FaultyFiles {
+        FaultyFiles::default()
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.0.lock().expect("no test panics with it")
+    }
+
+    /// Effects so far.
+    pub fn effects(&self) -> u64 {
+        self.state().effects
+    }
+
+    /// Calls of one kind so far.
+    pub fn calls(&self, call: Call) -> u64 {
+        self.state().calls.get(&call).copied().unwrap_or(0)
+    }
+
+    /// The n-th effect from now is the last; everything after it fails.
+    pub fn stop_after(&self, effects: u64) {
+        let mut state = self.state();
+        state.stop_after = Some(state.effects + effects);
+    }
+
+    /// Nothing more happens from now on.
+    pub fn stop(&self) {
+        self.state().stopped = true;
+    }
+
+    /// Whether something was refused because it came after the last effect.
+    pub fn is_stopped(&self) -> bool {
+        self.state().stopped
+    }
+
+    /// Lets calls fail.
+    pub fn fail(&self, fault: Fault) {
+        self.state().faults.push(fault);
+    }
+
+    /// How many calls the faults have still to fail.
+    pub fn faults_left(&self) -> u64 {
+        self.state().faults.iter().map(|fault| fault.times).sum()
+    }
+
+    /// No call fails any more.
+    pub fn mend(&self) {
+        let mut state = self.state();
+        state.faults.clear();
+        state.read_only = false;
+    }
+
+    /// Bytes that all files may take; None: any.
+    pub fn set_room(&self, room: Option<u64>) {
+        self.state().room = room;
+    }
+
+    /// Bytes that files take.
+    pub fn used(&self) -> u64 {
+        self.state().used()
+    }
+
+    /// Every change is EROFS from now on.
+    pub fn turn_read_only(&self) {
+        self.state().read_only = true;
+    }
+
+    /// Names of files, without their directories' own.
+    pub fn paths(&self) -> Vec<PathBuf> {
+        self.state().names.keys().cloned().collect()
+    }
+
+    /// Changes a file behind everybody's back; durable.
+    pub fn tamper(&self, path: &Path, change: impl FnOnce(&mut Vec<u8>)) {
+        let mut state = self.state();
+        let id = *state
+            .names
+            .get(path)
+            .unwrap_or_else(|| panic!("{path:?} is there"));
+        let inode = state.inodes.get_mut(&id).expect("named inodes are there");
+        let mut bytes = vec![0; inode.now.len as usize];
+        inode.now.read(0, &mut bytes);
+        change(&mut bytes);
+        let mut content = Content::default();
+        content.write(0, &bytes);
+        inode.now = content.clone();
+        inode.durable = content;
+        inode.pending.clear();
+    }
+
+    /// The bytes of a file as they are seen now.
+    pub fn bytes(&self, path: &Path) -> Vec<u8> {
+        let state = self.state();
+        let inode = &state.inodes[&state.names[path]];
+        let mut bytes = vec![0; inode.now.len as usize];
+        inode.now.read(0, &mut bytes);
+        bytes
+    }
+
+    /// Removes a file behind everybody's back; durable.
+    pub fn remove(&self, path: &Path) {
+        let mut state = self.state();
+        state.names.remove(path);
+        state.durable_names.remove(path);
+    }
+
+    /// What is there after a power loss now: everything that was synced and
+    /// an arbitrary part of the rest. This one fails from now on.
+    pub fn crash(&self, random: &mut Random) -> FaultyFiles {
+        let mut old = self.state();
+        old.stopped = true;
+        let mut new = State {
+            durable_names: old.durable_names.clone(),
+            durable_dirs: old.durable_dirs.clone(),
+            next_inode: old.next_inode,
+            room: old.room,
+            ..State::default()
+        };
+        // All, nothing, or some of what was not synced.
+        let keeps = {
+            let mood = random.below(4);
+            move |random: &mut Random| match mood {
+                0 => false,
+                1 => true,
+                _ => random.below(2) == 0,
+            }
+        };
+        for change in &old.pending_names {
+            if keeps(random) {
+                change.apply(&mut new.durable_names, &mut new.durable_dirs);
+            }
+        }
+        new.names = new.durable_names.clone();
+        new.dirs = new.durable_dirs.clone();
+        for id in new.names.values() {
+            let inode = &old.inodes[id];
+            let mut content = inode.durable.clone();
+            for change in &inode.pending {
+                if keeps(random) {
+                    match random.below(3) {
+                        0 => change.apply_torn(&mut content, random),
+                        _ => change.apply(&mut content),
+                    }
+                }
+            }
+            new.inodes.insert(
+                *id,
+                Inode {
+                    now: content.clone(),
+                    durable: content,
+                    pending: Vec::new(),
+                },
+            );
+        }
+        FaultyFiles(Arc::new(Mutex::new(new)))
+    }
+
+    fn file(&self, id: u64, path: &Path) -> Arc<dyn File> {
+        Arc::new(FaultyFile {
+            files: self.clone(),
+            id,
+            path: path.to_owned(),
+        })
+    }
+}
+
+fn error(errno: i32) -> io::Error {
+    io::Error::from_raw_os_error(errno)
+}
+
+impl Files for FaultyFiles {
+    fn create_dir(&self, dir: &Path) -> io::Result<()> {
+        let mut state = self.state();
+        if state.dirs.contains(dir) {
+            return Ok(());
+        }
+        state.enter(Call::Create, dir)?;
+        state.dirs.insert(dir.to_owned());
+        state.pending_names.push(NameChange::Dir(dir.to_owned()));
+        Ok(())
+    }
+
+    fn create_new(&self, path: &Path) -> io::Result<Arc<dyn File>> {
+        let mut state = self.state();
+        let parent = path.parent().unwrap_or(Path::new(""));
+        if parent != Path::new("") && !state.dirs.contains(parent) {
+            return Err(error(libc::ENOENT));
+        }
+        if state.names.contains_key(path) {
+            return Err(error(libc::EEXIST));
+        }
+        state.enter(Call::Create, path)?;
+        let id = state.next_inode;
+        state.next_inode += 1;
+        state.inodes.insert(id, Inode::default());
+        state.names.insert(path.to_owned(), id);
+        state
+            .pending_names
+            .push(NameChange::Make(path.to_owned(), id));
+        drop(state);
+        Ok(self.file(id, path))
+    }
+
+    fn open(&self, path: &Path, _: bool) -> io::Result<Arc<dyn File>> {
+        let mut state = self.state();
+        state.enter(Call::Open, path)?;
+        let id = *state.names.get(path).ok_or_else(|| error(libc::ENOENT))?;
+        drop(state);
+        Ok(self.file(id, path))
+    }
+
+    fn rename(&self, from: &Path, to: &Path) -> io::Result<()> {
+        let mut state = self.state();
+        let id = *state.names.get(from).ok_or_else(|| error(libc::ENOENT))?;
+        state.enter(Call::Rename, to)?;
+        state.names.remove(from);
+        state.names.insert(to.to_owned(), id);
+        let change = NameChange::Rename(from.to_owned(), to.to_owned(), id);
+        state.pending_names.push(change);
+        Ok(())
+    }
+
+    fn unlink(&self, path: &Path) -> io::Result<()> {
+        let mut state = self.state();
+        let id = *state.names.get(path).ok_or_else(|| error(libc::ENOENT))?;
+        state.enter(Call::Unlink, path)?;
+        state.names.remove(path);
+        state
+            .pending_names
+            .push(NameChange::Unlink(path.to_owned(), id));
+        Ok(())
+    }
+
+    fn sync_dir(&self, dir: &Path) -> io::Result<()> {
+        let mut state = self.state();
+        state.enter(Call::SyncDir, dir)?;
+        let state = &mut *state;
+        let pending = std::mem::take(&mut state.pending_names);
+        for change in pending {
+            if change.is_in(dir) {
+                change.apply(&mut state.durable_names, &mut state.durable_dirs);
+            } else {
+                state.pending_names.push(change);
+            }
+        }
+        Ok(())
+    }
+
+    fn list(&self, dir: &Path) -> io::Result<Vec<Entry>> {
+        let mut state = self.state();
+        state.enter(Call::List, dir)?;
+        let name = |path: &Path| {
+            let name = path.file_name().unwrap_or_default();
+            name.to_string_lossy().into_owned()
+        };
+        let files = state.names.iter().map(|(path, id)| (path, Some(id)));
+        let dirs = state.dirs.iter().map(|path| (path, None));
+        Ok(files
+            .chain(dirs)
+            .filter(|(path, _)| path.parent() == Some(dir))
+            .map(|(path, id)| Entry {
+                name: name(path),
+                len: id.map_or(0, |id| state.inodes[id].now.len),
+                is_dir: id.is_none(),
+            })
+            .collect())
+    }
+
+    fn space(&self) -> io::Result<(u64, u64)> {
+        let state = self.state();
+        let room = state.room.unwrap_or(1 << 40);
+        Ok((room, room.saturating_sub(state.used())))
+    }
+}
+
+#[derive(Debug)]
+struct FaultyFile {
+    files: FaultyFiles,
+    id: u64,
+    path: PathBuf,
+}
+
+impl FaultyFile {
+    fn change(&self, call: Call, change: Change) -> io::Result<()> {
+        let mut state = self.files.state();
+        state.enter(call, &self.path)?;
+        if let Change::Write(at, bytes) = &change {
+            state.check_room(self.id, *at, bytes.len())?;
+        }
+        let inode = state.inodes.get_mut(&self.id).expect("an open file");
+        change.apply(&mut inode.now);
+        inode.pending.push(change);
+        Ok(())
+    }
+}
+
+impl File for FaultyFile {
+    fn read_at(&self, buf: &mut [u8], offset: u64) -> io::Result<usize> {
+        let mut state = self.files.state();
+        state.enter(Call::Read, &self.path)?;
+        Ok(state.inodes[&self.id].now.read(offset, buf))
+    }
+
+    fn write_all_at(&self, buf: &[u8], offset: u64) -> io::Result<()> {
+        self.change(Call::Write, Change::Write(offset, buf.to_vec()))
+    }
+
+    fn punch(&self, offset: u64, len: u64) -> io::Result<()> {
+        self.change(Call::Punch, Change::Punch(offset, len))
+    }
+
+    fn set_len(&self, len: u64) -> io::Result<()> {
+        self.change(Call::Write, Change::Len(len))
+    }
+
+    fn len(&self) -> io::Result<u64> {
+        let mut state = self.files.state();
+        state.enter(Call::Read, &self.path)?;
+        Ok(state.inodes[&self.id].now.len)
+    }
+
+    fn sync_data(&self) -> io::Result<()> {
+        let mut state = self.files.state();
+        let entered = state.enter(Call::Sync, &self.path);
+        let stopped = state.stopped;
+        let inode = state.inodes.get_mut(&self.id).expect("an open file");
+        if let Err(error) = entered {
+            // The kernel takes the pages for clean after a failed flush: a
+            // second one succeeds and has written nothing.
+            if !stopped {
+                inode.pending.clear();
+            }
+            return Err(error);
+        }
+        for change in std::mem::take(&mut inode.pending) {
+            change.apply(&mut inode.durable);
+        }
+        Ok(())
+    }
+
+    fn write_back(&self, _: u64, _: u64) -> io::Result<()> {
+        Ok(())
+    }
+
+    fn drop_cache(&self) -> io::Result<()> {
+        let mut state = self.files.state();
+        // Clean pages go; what a failed flush left in memory alone is gone.
+        let inode = state.inodes.get_mut(&self.id).expect("an open file");
+        let mut now = inode.durable.clone();
+        for change in &inode.pending {
+            change.apply(&mut now);
+        }
+        inode.now = now;
+        Ok(())
+    }
+}
