@@ -18,9 +18,10 @@ pub trait Backend: Send + Sync + fmt::Debug {
     /// Stores a new object; [`crate::error::Error::Exists`] if there is one.
     /// Durable, with its name, when this returns.
     fn put_new(&self, key: &str, bytes: &[u8]) -> Result<()>;
-    /// Starts a new object that grows. Its name is durable after the first
-    /// [`Appender::sync`].
-    fn append_new(&self, key: &str) -> Result<Box<dyn Appender>>;
+    /// Starts a new object that grows and begins with `head`. Its name is
+    /// durable after the first [`Appender::sync`]; a crash before that leaves
+    /// no object, or one that begins with all of `head`.
+    fn append_new(&self, key: &str, head: &[u8]) -> Result<Box<dyn Appender>>;
     /// A whole object and its version; None if there is none.
     fn get(&self, key: &str) -> Result<Option<(Vec<u8>, Version)>>;
     /// Reads from `offset` into `buf`, short only at the object's end.

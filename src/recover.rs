@@ -94,6 +94,20 @@ pub fn recover(
             Err(error) => return Err(error),
         }
     }
+    // A crash came while manifests were told of a sealed layer, and some of
+    // them name it as unsealed still. Its files are not needed, and the
+    // manifests that know its root may go before those that do not.
+    let sealed: HashSet<LayerId> = opener
+        .records
+        .values()
+        .filter(|record| record.root.is_some())
+        .map(|record| record.id)
+        .collect();
+    for disk in &disks {
+        if !disk.durable_layers().is_disjoint(&sealed) {
+            disk.publish()?;
+        }
+    }
     damage.extend(opener.lost.into_inner());
     let opened = opener.opened.into_inner();
     let broken = opened.values().filter_map(|layer| layer.broken());

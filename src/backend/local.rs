@@ -161,8 +161,8 @@ impl LocalBackend {
     }
 
     /// Writes an object under a temporary name, syncs and renames it; the
-    /// caller holds `changes`.
-    fn write(&self, key: &str, bytes: &[u8]) -> Result<()> {
+    /// caller holds `changes`. The new name is not synced yet.
+    fn write(&self, key: &str, bytes: &[u8]) -> Result<Arc<dyn File>> {
         let (dir, path) = path_of(key)?;
         let temporary = dir.join(format!("{TEMPORARY}{}", Uuid::new_v4().simple()));
         let file = self
@@ -189,7 +189,23 @@ impl LocalBackend {
             return Err(error);
         }
         self.open.lock().remove(key);
+        Ok(file)
+    }
+
+    fn write_and_sync(&self, key: &str, bytes: &[u8]) -> Result<()> {
+        self.write(key, bytes)?;
+        let (dir, _) = path_of(key)?;
         self.sync_names(key, dir)
+    }
+
+    fn check_new(&self, key: &str) -> Result<()> {
+        match self.opened(key)? {
+            None => Ok(()),
+            Some(_) => Err(Error::Exists {
+                what: "object",
+                name: key.to_owned(),
+            }),
+        }
     }
 
     /// After a change of names; until it is done they may be old or new.
@@ -206,32 +222,20 @@ impl LocalBackend {
 impl Backend for LocalBackend {
     fn put_new(&self, key: &str, bytes: &[u8]) -> Result<()> {
         let _changes = self.changes.lock();
-        if self.opened(key)?.is_some() {
-            return Err(Error::Exists {
-                what: "object",
-                name: key.to_owned(),
-            });
-        }
-        self.write(key, bytes)
+        self.check_new(key)?;
+        self.write_and_sync(key, bytes)
     }
 
-    fn append_new(&self, key: &str) -> Result<Box<dyn Appender>> {
-        let (dir, path) = path_of(key)?;
-        let file = self.files.create_new(&path).map_err(|error| {
-            if error.kind() == io::ErrorKind::AlreadyExists {
-                return Error::Exists {
-                    what: "object",
-                    name: key.to_owned(),
-                };
-            }
-            Error::io("making", key)(error)
-        })?;
+    fn append_new(&self, key: &str, head: &[u8]) -> Result<Box<dyn Appender>> {
+        let (dir, _) = path_of(key)?;
+        let _changes = self.changes.lock();
+        self.check_new(key)?;
         Ok(Box::new(LocalAppender {
             files: Arc::clone(&self.files),
-            file,
+            file: self.write(key, head)?,
             dir,
             key: key.to_owned(),
-            len: 0,
+            len: head.len() as u64,
             named: false,
         }))
     }
@@ -315,7 +319,7 @@ impl Backend for LocalBackend {
                 key: key.to_owned(),
             });
         }
-        self.write(key, bytes)?;
+        self.write_and_sync(key, bytes)?;
         Ok(version_of(bytes))
     }
 }

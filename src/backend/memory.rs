@@ -62,8 +62,8 @@ impl Backend for MemoryBackend {
         self.insert_new(key, bytes).map(drop)
     }
 
-    fn append_new(&self, key: &str) -> Result<Box<dyn Appender>> {
-        Ok(Box::new(MemoryAppender(self.insert_new(key, &[])?)))
+    fn append_new(&self, key: &str, head: &[u8]) -> Result<Box<dyn Appender>> {
+        Ok(Box::new(MemoryAppender(self.insert_new(key, head)?)))
     }
 
     fn get(&self, key: &str) -> Result<Option<(Vec<u8>, Version)>> {

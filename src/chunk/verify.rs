@@ -156,6 +156,10 @@ impl ChunkStore {
             _ => &contents.directory,
         };
         for entry in directory.entries() {
+            // What came to an open pack since this began.
+            if is_open && entry.end() > len {
+                continue;
+            }
             if seen.get(&entry.id) != Some(entry) && !reported.contains(&entry.offset()) {
                 findings(Finding::Chunk {
                     pack: *name,

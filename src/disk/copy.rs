@@ -133,7 +133,9 @@ impl Disk {
         let blocks = unit / layer::BLOCK;
         // Whatever is in hand here and in no manifest yet keeps its files.
         let _settling = self.engine.settling.read();
-        let base = source.fixed(from..from + len)?;
+        // To the end of the last chunk: what follows the source's end in it
+        // is shared as well, and has to be zeros.
+        let base = source.fixed(from..(from + len).next_multiple_of(unit))?;
         if let Below::Lost(lost) = &base {
             return Err(lost.error());
         }

@@ -79,6 +79,16 @@ impl Below {
         }
     }
 
+    /// Bytes that it has; None if that is not known.
+    fn size(&self) -> Option<u64> {
+        match self {
+            Below::Empty => Some(0),
+            Below::Root(root) => Some(root.root.size),
+            Below::Layer(layer) => Some(layer.size()),
+            Below::Lost(_) => None,
+        }
+    }
+
     fn is(&self, other: &Below) -> bool {
         match (self, other) {
             (Below::Empty, Below::Empty) => true,
@@ -332,6 +342,7 @@ impl Layer {
     /// Opens the layer of an earlier run: its files' cached pages are
     /// dropped, its log is replayed and its torn end cut off, and all of it
     /// is synced before anything in it is trusted (invariant 6).
+    /// What an unfinished write left behind the end is zeros again.
     /// `segments` are the numbers of the segment files that there are;
     /// `source` finds what a graft names. A log that is missing or damaged
     /// makes a layer that answers every read with an error.
@@ -374,6 +385,9 @@ impl Layer {
                 dirty: AtomicBool::new(false),
             };
             layer.segments.get_mut().insert(*index, Arc::new(segment));
+        }
+        if layer.broken.is_none() {
+            layer.settle_end()?;
         }
         Ok(Arc::new(layer))
     }
@@ -530,8 +544,14 @@ impl Layer {
         (self.seal_done.load(Ordering::Relaxed) * 100 / work).min(99)
     }
 
-    /// Whether nothing has been written, cut or grown since it began.
+    /// Whether it shows just what is below it: nothing has been written, cut
+    /// or grown since it began, and it began with the size of that (a crash
+    /// may have brought back an earlier size of what is below).
     pub fn is_untouched(&self) -> bool {
+        let below = self.below().size();
+        if below.is_some_and(|size| size != self.begin_size()) {
+            return false;
+        }
         let content = self.content.read();
         content.presence.is_empty()
             && content.grafts.is_empty()

@@ -132,9 +132,8 @@ impl Directory {
         Some(Directory { entries })
     }
 
-    /// Directory and trailer of a pack whose records end at `offset`, and the
-    /// checksum of the entries.
-    pub(super) fn encode_end(&self, pack: Uuid, offset: u64) -> Vec<u8> {
+    /// Directory and trailer of a pack whose records end at `offset`.
+    pub(super) fn encode_end(&self, pack: Uuid, offset: u64) -> (Vec<u8>, Vec<u8>) {
         let entries = self.encode();
         let crc = crc32fast::hash(&entries);
         let count = self.entries.len() as u32;
@@ -156,7 +155,8 @@ impl Directory {
         trailer[40..44].copy_from_slice(&count.to_le_bytes());
         trailer[44..48].copy_from_slice(&crc.to_le_bytes());
         seal(trailer);
-        bytes
+        let trailer = bytes.split_off(len as usize);
+        (bytes, trailer)
     }
 }
 

@@ -77,19 +77,6 @@ pub fn read_contents(
     store: Uuid,
     len: u64,
 ) -> Result<Contents> {
-    if len < ALIGN {
-        // A crash came before the header was on disk.
-        return Ok(Contents {
-            directory: Directory::default(),
-            closed: false,
-            end: len,
-            findings: vec![Finding::TornTail {
-                pack: *pack,
-                offset: 0,
-                len,
-            }],
-        });
-    }
     let mut findings: Vec<Finding> = check_header(backend, pack, store)?.into_iter().collect();
     let trailer = read_trailer(backend, pack, len)?;
     if let Some(trailer) = trailer {
@@ -137,16 +124,6 @@ pub fn read_contents(
                 found: scanned.end,
             });
         }
-    }
-    if trailer.is_none() && !scanned.directory_follows && scanned.directory.entries().is_empty() {
-        // Nothing of it was ever whole: a crash came before its first sync.
-        findings.clear();
-        scanned.end = 0;
-        scanned.findings = vec![Finding::TornTail {
-            pack: *pack,
-            offset: 0,
-            len,
-        }];
     }
     findings.append(&mut scanned.findings);
     Ok(Contents {

@@ -17,15 +17,11 @@ pub struct PackWriter {
 }
 
 impl PackWriter {
-    /// Starts a pack. Nothing is durable yet. When there was no space for it,
-    /// nothing is left of it.
+    /// Starts a pack. Its name is durable after the first sync, its header
+    /// never later than its name: a pack whose header is wrong is damaged,
+    /// and not what a crash left.
     pub fn create(backend: &dyn Backend, name: PackName, store: Uuid) -> Result<PackWriter> {
-        let mut appender = backend.append_new(&name.key())?;
-        if let Err(error) = appender.append(&encode_header(&name, store)) {
-            drop(appender);
-            backend.delete(&name.key())?;
-            return Err(error);
-        }
+        let appender = backend.append_new(&name.key(), &encode_header(&name, store))?;
         Ok(PackWriter {
             name,
             appender,
@@ -75,15 +71,19 @@ impl PackWriter {
         Ok(())
     }
 
-    /// Syncs, then appends directory and trailer, which are durable after the
-    /// next sync. No record may follow. After a "no space" error of the
-    /// append the pack is as before, and still readable by scanning.
+    /// Syncs, appends the directory, syncs, and appends the trailer, which is
+    /// durable after the next sync. So a directory shows that the records
+    /// before it were whole once, and a trailer that the directory was. No
+    /// record may follow. After a "no space" error the pack is readable by
+    /// scanning.
     pub fn close(&mut self) -> Result<()> {
         self.sync()?;
-        let end = self
+        let (directory, trailer) = self
             .directory()
             .encode_end(self.name.uuid, self.appender.len());
-        self.appender.append(&end)
+        self.appender.append(&directory)?;
+        self.sync()?;
+        self.appender.append(&trailer)
     }
 
     /// What it holds, in the order in which it was appended.

@@ -13,6 +13,16 @@ pub struct StoreLock {
     path: PathBuf,
 }
 
+impl Drop for StoreLock {
+    fn drop(&mut self) {
+        // Closing it would not do: a process that is just being started has
+        // the open file as well, until it runs its program.
+        if let Err(error) = self.file.unlock() {
+            tracing::debug!("{}: {error}", self.path.display());
+        }
+    }
+}
+
 impl StoreLock {
     /// Takes the lock of the store in `root`; [`Error::Locked`] with who has
     /// it if it is taken.

@@ -601,6 +601,17 @@ impl FaultyFile {
         }
         let inode = state.inodes.get_mut(&self.id).expect("an open file");
         change.apply(&mut inode.now);
+        let change = match change {
+            // Whole sectors go to a disk, as they are in memory then.
+            Change::Write(at, bytes) => {
+                let from = at / SECTOR * SECTOR;
+                let end = (at + bytes.len() as u64).next_multiple_of(SECTOR);
+                let mut whole = vec![0; (end.min(inode.now.len) - from) as usize];
+                inode.now.read(from, &mut whole);
+                Change::Write(from, whole)
+            }
+            other => other,
+        };
         inode.pending.push(change);
         Ok(())
     }

@@ -19,6 +19,7 @@ use std::time::{Duration, Instant};
 pub mod bytes;
 pub mod faulty;
 mod loops;
+pub mod reference;
 pub mod reader;
 mod store;
 pub mod sys;

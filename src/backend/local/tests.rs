@@ -176,7 +176,7 @@ fn without_space_an_object_ends_where_it_ended_and_goes_on() -> Result<()> {
     assert!(full(backend.put_new("packs/whole", b"0123456789")));
     assert_eq!(backend.clean_temporaries()?, 0);
 
-    let mut appender = backend.append_new("packs/grows")?;
+    let mut appender = backend.append_new("packs/grows", b"")?;
     appender.append(b"abc")?;
     assert!(full(appender.append(b"0123456789")));
     assert_eq!(backend.list("packs/")?, [("packs/grows".to_owned(), 3)]);

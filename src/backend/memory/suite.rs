@@ -54,8 +54,8 @@ fn objects_come_back(backend: &dyn Backend) -> Result<()> {
 }
 
 fn an_appended_object_grows(backend: &dyn Backend) -> Result<()> {
-    let mut appender = backend.append_new("packs/grows")?;
-    assert!(backend.append_new("packs/grows").is_err());
+    let mut appender = backend.append_new("packs/grows", b"")?;
+    assert!(backend.append_new("packs/grows", b"").is_err());
     assert!(appender.is_empty());
     appender.append(b"one")?;
     let mut buf = [0; 8];

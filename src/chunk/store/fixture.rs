@@ -33,6 +33,17 @@ pub struct Faults {
     pub reads: Vec<(String, Range<u64>)>,
 }
 
+impl Faults {
+    fn take_space(&mut self, bytes: &[u8]) -> Result<()> {
+        if let Some(space) = &mut self.space {
+            *space = space
+                .checked_sub(bytes.len() as u64)
+                .ok_or_else(|| os_error(libc::ENOSPC))?;
+        }
+        Ok(())
+    }
+}
+
 struct FaultyAppender {
     inner: Box<dyn Appender>,
     state: Arc<Mutex<Faults>>,
@@ -44,11 +55,7 @@ fn os_error(code: i32) -> Error {
 
 impl Appender for FaultyAppender {
     fn append(&mut self, bytes: &[u8]) -> Result<()> {
-        if let Some(space) = &mut self.state.lock().space {
-            *space = space
-                .checked_sub(bytes.len() as u64)
-                .ok_or_else(|| os_error(libc::ENOSPC))?;
-        }
+        self.state.lock().take_space(bytes)?;
         self.inner.append(bytes)
     }
 
@@ -70,9 +77,10 @@ impl Backend for Faulty {
     fn put_new(&self, key: &str, bytes: &[u8]) -> Result<()> {
         self.inner.put_new(key, bytes)
     }
-    fn append_new(&self, key: &str) -> Result<Box<dyn Appender>> {
+    fn append_new(&self, key: &str, head: &[u8]) -> Result<Box<dyn Appender>> {
+        self.state.lock().take_space(head)?;
         Ok(Box::new(FaultyAppender {
-            inner: self.inner.append_new(key)?,
+            inner: self.inner.append_new(key, head)?,
             state: Arc::clone(&self.state),
         }))
     }

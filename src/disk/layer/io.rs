@@ -259,9 +259,9 @@ impl Layer {
                 return Ok(Attempt::WouldBlock);
             }
             whole[before..after].copy_from_slice(data);
-            self.write_data(from, &whole)?;
+            self.write_or_undo(from, &whole)?;
         } else {
-            self.write_data(offset, data)?;
+            self.write_or_undo(offset, data)?;
         }
         if !all_there {
             let mut content = self.content.write();
@@ -271,6 +271,19 @@ impl Layer {
         }
         self.grow(end);
         Ok(Attempt::Done(()))
+    }
+
+    /// Writes; what a failed write leaves behind the end is zeros again.
+    fn write_or_undo(&self, offset: u64, data: &[u8]) -> Result<()> {
+        self.write_data(offset, data).inspect_err(|error| {
+            let size = self.size();
+            if error.is_no_space()
+                && blocks_of(offset, data.len() as u64).contains(&(size / BLOCK))
+                && let Err(left) = self.clear_rest(size)
+            {
+                self.fail(&left);
+            }
+        })
     }
 
     fn write_data(&self, offset: u64, data: &[u8]) -> Result<()> {
@@ -426,6 +439,38 @@ impl Layer {
         content.note(Record::Cut(size));
         self.set_cut(&mut content, size);
         self.changes.fetch_add(1, Ordering::SeqCst);
+        Ok(())
+    }
+
+    /// Makes sure that nothing is behind the end, where a write may have
+    /// left something that never was acknowledged: blocks whose record
+    /// reached the log when the size did not, and the rest of the last block.
+    /// It would show when the disk grows.
+    pub(super) fn settle_end(&self) -> Result<()> {
+        let size = self.size();
+        let first = size.div_ceil(BLOCK);
+        {
+            let mut content = self.content.write();
+            let grafted = content.grafts.iter_range(first.div_ceil(self.chunk_blocks)..u64::MAX);
+            if grafted.count() > 0 || !content.presence.all(first..MAX_BLOCK, BlockState::Absent) {
+                content.note(Record::Cut(size));
+                self.set_cut(&mut content, size);
+            }
+        }
+        self.clear_rest(size)
+    }
+
+    /// Zeros the rest of the block that `size` lies in, if it is here.
+    fn clear_rest(&self, size: u64) -> Result<()> {
+        let rest = (size.next_multiple_of(BLOCK) - size) as usize;
+        if rest == 0 || self.content.read().presence.state(size / BLOCK) != BlockState::Data {
+            return Ok(());
+        }
+        let mut bytes = vec![0; rest];
+        self.read_data(size, &mut bytes)?;
+        if bytes.iter().any(|byte| *byte != 0) {
+            self.write_data(size, &vec![0; rest])?;
+        }
         Ok(())
     }
 

@@ -1,0 +1,864 @@
+//! A store and what it should hold.
+
+use crate::common::bytes::Random;
+use crate::common::faulty::FaultyFiles;
+use crate::common::reference::Image;
+use snapdisk::disk::{Disk, Seek, Source, Wait};
+use snapdisk::error::{Error, Result};
+use snapdisk::files::Files;
+use snapdisk::manifest::Owner;
+use snapdisk::name::{DiskName, ImageName, SnapshotName};
+use snapdisk::progress::Quiet;
+use snapdisk::store::{self, InitOptions, Options, Store};
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+const OWNER: Owner = Owner {
+    uid: 0,
+    gid: 0,
+    mode: 0o644,
+};
+const CHUNK: u64 = 16 << 10;
+/// The largest image.
+const MAX: u64 = 16 * CHUNK;
+
+/// How often each operation was done.
+pub type Counts = BTreeMap<&'static str, u64>;
+
+/// What a disk should hold.
+#[derive(Clone, Default)]
+struct Expected {
+    live: Option<Image>,
+    snapshots: BTreeMap<String, Vec<u8>>,
+}
+
+/// What was under way when the power failed: done or not, both are right.
+enum UnderWay {
+    Nothing,
+    Create(String),
+    CreateImage(String),
+    Drop(String),
+    Take(String, String),
+    Delete(String, String),
+    RenameSnapshot(String, String, String),
+    RenameDisk(String, String),
+    Rollback(String, String),
+    Link(String, String, String),
+    Unlink(String),
+    RenameImage(String, String),
+    Import(String),
+}
+
+struct World {
+    random: Random,
+    /// Of the index.
+    root: tempfile::TempDir,
+    files: FaultyFiles,
+    store: Option<Arc<Store>>,
+    disks: BTreeMap<String, Expected>,
+    /// Images that are links: disk and snapshot.
+    links: BTreeMap<String, (String, String)>,
+    imports: BTreeMap<String, Vec<u8>>,
+    counter: u64,
+    counts: Counts,
+    /// What was done, in words.
+    history: Vec<String>,
+    /// Whether everything is compared after every operation.
+    paranoid: bool,
+}
+
+impl Drop for World {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            eprintln!("{}\n--- end of it", self.history.join("\n"));
+        }
+    }
+}
+
+/// Often on an edge of a sector, block or chunk, else anywhere.
+fn position(random: &mut Random, limit: u64) -> u64 {
+    let unit = [1, 512, 4096, CHUNK][random.below(4) as usize];
+    (random.below(limit + unit) / unit * unit).min(limit)
+}
+
+fn content(random: &mut Random, len: u64) -> Vec<u8> {
+    let byte = random.next();
+    match random.below(4) {
+        0 => vec![0; len as usize],
+        1 => vec![byte as u8; len as usize],
+        _ => (0..len)
+            .map(|i| (byte.wrapping_mul(i | 1) >> 24) as u8)
+            .collect(),
+    }
+}
+
+/// Runs a history; panics where it and the vectors differ.
+pub fn run(seed: u64, steps: u64, crashes: u64) -> Counts {
+    let mut world = World::new(seed);
+    // When the power begins to fail.
+    let mut failing: Vec<u64> = (0..crashes).map(|_| world.random.below(steps)).collect();
+    failing.sort_unstable();
+    for step in 0..steps {
+        while failing.first().is_some_and(|at| *at <= step) {
+            failing.remove(0);
+            if !world.files.is_stopped() {
+                let effects = world.random.below(25);
+                world.files.stop_after(effects);
+            }
+        }
+        let (what, under_way) = world.step();
+        world.note(format_args!("{step}: {what}"));
+        *world.counts.entry(what).or_default() += 1;
+        if world.files.is_stopped() {
+            world.crash(under_way);
+        } else if world.paranoid {
+            world.check_content();
+        }
+    }
+    world.end();
+    std::mem::take(&mut world.counts)
+}
+
+impl World {
+    fn new(seed: u64) -> World {
+        let shared_memory = std::path::Path::new("/dev/shm");
+        let root = match shared_memory.is_dir() {
+            true => tempfile::tempdir_in(shared_memory),
+            false => tempfile::tempdir(),
+        };
+        let files = FaultyFiles::new();
+        let chunks = InitOptions {
+            chunk_size: CHUNK as u32,
+        };
+        store::init_in(Arc::new(files.clone()), &chunks).expect("a new store");
+        let mut world = World {
+            random: Random(seed),
+            root: root.expect("a temporary directory"),
+            files,
+            store: None,
+            disks: BTreeMap::new(),
+            links: BTreeMap::new(),
+            imports: BTreeMap::new(),
+            counter: 0,
+            counts: Counts::new(),
+            history: vec![format!("history {seed}")],
+            paranoid: std::env::var_os("SNAPDISK_MODEL_PARANOID").is_some(),
+        };
+        world.store = Some(world.open().expect("the store opens"));
+        world
+    }
+
+    fn note(&mut self, what: std::fmt::Arguments<'_>) {
+        self.history.push(what.to_string());
+    }
+
+    fn open(&self) -> Result<Arc<Store>> {
+        let files: Arc<dyn Files> = Arc::new(self.files.clone());
+        let options = Options {
+            cache_bytes: 1 << 20,
+            pack_bytes: 128 << 10,
+        };
+        Store::open_in(files, self.root.path(), options, &Quiet)
+    }
+
+    fn store(&self) -> &Arc<Store> {
+        self.store.as_ref().expect("the store is open")
+    }
+
+    fn disk(&self, name: &str) -> Arc<Disk> {
+        let disk = self.store().disk(name);
+        disk.unwrap_or_else(|| panic!("disk {name} is there"))
+    }
+
+    fn name(&mut self, prefix: &str) -> String {
+        self.counter += 1;
+        format!("{prefix}{}", self.counter)
+    }
+
+    fn pick<'a, T>(random: &mut Random, all: impl Iterator<Item = &'a T>) -> Option<T>
+    where
+        T: Clone + 'a,
+    {
+        let all: Vec<&T> = all.collect();
+        let at = random.below(all.len() as u64) as usize;
+        all.get(at).map(|one| (*one).clone())
+    }
+
+    /// The outcome of an operation that must succeed unless the power has
+    /// failed; None if it has.
+    #[track_caller]
+    fn done<T>(&self, what: &str, outcome: Result<T>) -> Option<T> {
+        match outcome {
+            Ok(done) => Some(done),
+            Err(_) if self.files.is_stopped() => None,
+            Err(error) => panic!("{what}: {error}"),
+        }
+    }
+
+    fn image(&mut self, disk: &str) -> &mut Image {
+        let expected = self.disks.get_mut(disk).expect("it is expected");
+        expected.live.as_mut().expect("it has an image")
+    }
+
+    fn step(&mut self) -> (&'static str, UnderWay) {
+        if self.disks.len() < 2 || (self.disks.len() < 4 && self.random.below(40) == 0) {
+            return ("create", self.create());
+        }
+        let name = Self::pick(&mut self.random, self.disks.keys()).expect("there are disks");
+        if self.disks[&name].live.is_none() {
+            return ("create image", self.create_image(name));
+        }
+        let nothing = UnderWay::Nothing;
+        match self.random.below(34) {
+            0..=8 => (self.write(&name), nothing),
+            9 | 10 => (self.punch(&name), nothing),
+            11 | 12 => (self.truncate(&name), nothing),
+            13..=15 => (self.copy(&name), nothing),
+            16..=18 => ("flush", self.flush(&name)),
+            19 => (self.read(&name), nothing),
+            20 => (self.seek(&name), nothing),
+            21..=23 => ("take", self.take(name)),
+            24 | 25 => ("delete", self.delete(name)),
+            26 => ("rename snapshot", self.rename_snapshot(name)),
+            27 => ("rollback", self.rollback(name)),
+            28 => ("rename disk", self.rename_disk(name)),
+            29 => ("link", self.link(name)),
+            30 => ("change of images", self.change_images()),
+            31 => ("import", self.import()),
+            32 => (self.collect(), nothing),
+            _ => match self.random.below(3) {
+                0 => ("drop", self.drop_image(name)),
+                _ => ("reopen", self.reopen()),
+            },
+        }
+    }
+
+    fn create(&mut self) -> UnderWay {
+        let name = self.name("disk");
+        let parsed = DiskName::parse(name.as_ref()).expect("a name");
+        let made = self.store().create_disk(parsed, OWNER);
+        if self.done("creating a disk", made).is_none() {
+            return UnderWay::Create(name);
+        }
+        self.disks.insert(name.clone(), Expected::default());
+        self.create_image(name)
+    }
+
+    fn create_image(&mut self, name: String) -> UnderWay {
+        let made = self.disk(&name).create_image(OWNER);
+        if self.done("creating an image", made).is_none() {
+            return UnderWay::CreateImage(name);
+        }
+        self.disks.get_mut(&name).expect("it is expected").live = Some(Image::default());
+        UnderWay::Nothing
+    }
+
+    fn write(&mut self, name: &str) -> &'static str {
+        let offset = position(&mut self.random, MAX);
+        let len = position(&mut self.random, 3 * CHUNK).min(MAX - offset);
+        let data = content(&mut self.random, len);
+        self.note(format_args!("{name}: write {offset} +{len}"));
+        self.image(name).write(offset as usize, &data);
+        let written = self.disk(name).write(offset, &data, Wait::Yes);
+        self.done("a write", written);
+        "write"
+    }
+
+    fn punch(&mut self, name: &str) -> &'static str {
+        let offset = position(&mut self.random, MAX);
+        let len = position(&mut self.random, 8 * CHUNK).min(MAX - offset);
+        let extend = self.random.below(3) == 0;
+        self.note(format_args!("{name}: punch {offset} +{len}, extend {extend}"));
+        let range = offset as usize..(offset + len) as usize;
+        self.image(name).zero(range, extend);
+        let punched = self.disk(name).punch(offset, len, extend, Wait::Yes);
+        self.done("a punch", punched);
+        "punch"
+    }
+
+    fn truncate(&mut self, name: &str) -> &'static str {
+        let size = position(&mut self.random, MAX);
+        self.note(format_args!("{name}: truncate {size}"));
+        self.image(name).resize(size as usize);
+        let cut = self.disk(name).truncate(size, false);
+        self.done("a truncate", cut);
+        "truncate"
+    }
+
+    /// Copies from some disk or snapshot, aligned or not.
+    fn copy(&mut self, name: &str) -> &'static str {
+        let from_name = Self::pick(&mut self.random, self.disks.keys()).expect("there are disks");
+        let from_disk = self.disk(&from_name);
+        let expected = &self.disks[&from_name];
+        let snapshot = Self::pick(&mut self.random, expected.snapshots.keys());
+        let live = expected.live.as_ref().map(|live| live.bytes.clone());
+        let (source, bytes) = match (snapshot, live) {
+            (Some(snapshot), live) if live.is_none() || self.random.below(2) == 0 => {
+                let found = from_disk.snapshot(&snapshot).expect("it is there");
+                let bytes = expected.snapshots[&snapshot].clone();
+                (Source::Snapshot(from_disk, found), bytes)
+            }
+            (_, Some(bytes)) => (Source::Live(from_disk), bytes),
+            _ => return "nothing",
+        };
+        let (from, to) = match self.random.below(3) {
+            0 => (0, 0),
+            1 => {
+                let chunk = self.random.below(MAX / CHUNK) * CHUNK;
+                (chunk, self.random.below(MAX / CHUNK) * CHUNK)
+            }
+            _ => (
+                position(&mut self.random, MAX),
+                position(&mut self.random, MAX),
+            ),
+        };
+        let len = position(&mut self.random, MAX).min(MAX - to).min(MAX - from);
+        let len = len.min((bytes.len() as u64).saturating_sub(from));
+        let same = from_name == name && matches!(source, Source::Live(_));
+        if len == 0 || (same && from < to + len && to < from + len) {
+            return "nothing";
+        }
+        let disk = self.disk(name);
+        let mut copied = 0;
+        self.note(format_args!("{name}: copy {from} to {to} +{len} from {from_name}"));
+        while copied < len {
+            let (at, part) = (from + copied, to + copied);
+            let outcome = disk.copy_range(&source, at, part, len - copied);
+            let Some(step) = self.done("a copy", outcome) else {
+                // Any part of the rest may have been copied.
+                let rest = bytes[at as usize..(from + len) as usize].to_vec();
+                self.image(name).write(part as usize, &rest);
+                return "copy";
+            };
+            assert!(step > 0, "a copy ends at the source's end only");
+            let data = bytes[at as usize..(at + step) as usize].to_vec();
+            self.image(name).write(part as usize, &data);
+            copied += step;
+        }
+        "copy"
+    }
+
+    fn flush(&mut self, name: &str) -> UnderWay {
+        let flushed = self.disk(name).flush();
+        if self.done("a flush", flushed).is_some() {
+            self.image(name).flushed();
+        }
+        UnderWay::Nothing
+    }
+
+    fn read(&mut self, name: &str) -> &'static str {
+        let offset = position(&mut self.random, MAX);
+        let len = position(&mut self.random, MAX);
+        let mut buf = vec![0xaa; len as usize];
+        let outcome = self.disk(name).read(offset, &mut buf, Wait::Yes);
+        if let Some(read) = self.done("a read", outcome) {
+            let live = &self.image(name).bytes;
+            let from = (offset as usize).min(live.len());
+            let to = ((offset + len) as usize).min(live.len());
+            compare("a read", &live[from..to], &buf[..read.waited()]);
+        }
+        "read"
+    }
+
+    /// Holes are zeros, and data that is not zero is never in a hole.
+    fn seek(&mut self, name: &str) -> &'static str {
+        let offset = position(&mut self.random, MAX);
+        let outcome = self.disk(name).seek(offset, Seek::Data, Wait::Yes);
+        if let Some(found) = self.done("a seek", outcome) {
+            let live = &self.image(name).bytes;
+            let data = found.waited().unwrap_or(live.len() as u64);
+            let hole = live.get(offset as usize..data as usize).unwrap_or_default();
+            assert!(hole.iter().all(|byte| *byte == 0), "data in a hole");
+        }
+        "seek"
+    }
+
+    fn take(&mut self, name: String) -> UnderWay {
+        let snapshot = self.name("snap");
+        self.note(format_args!("{name}: take {snapshot}"));
+        let parsed = SnapshotName::parse(snapshot.as_ref()).expect("a name");
+        let taken = self.disk(&name).take_snapshot(parsed);
+        if self.done("taking a snapshot", taken).is_none() {
+            return UnderWay::Take(name, snapshot);
+        }
+        // It is durable together with all that it lies over.
+        let image = self.image(&name);
+        image.flushed();
+        let bytes = image.bytes.clone();
+        self.snapshots(&name).insert(snapshot, bytes);
+        UnderWay::Nothing
+    }
+
+    fn snapshots(&mut self, disk: &str) -> &mut BTreeMap<String, Vec<u8>> {
+        &mut self.disks.get_mut(disk).expect("it is expected").snapshots
+    }
+
+    fn is_linked(&self, disk: &str, snapshot: &str) -> bool {
+        let mut links = self.links.values();
+        links.any(|(of, name)| of == disk && name == snapshot)
+    }
+
+    fn pick_snapshot(&mut self, disk: &str) -> Option<String> {
+        Self::pick(&mut self.random, self.disks[disk].snapshots.keys())
+    }
+
+    fn delete(&mut self, name: String) -> UnderWay {
+        let Some(victim) = self.pick_snapshot(&name) else {
+            return UnderWay::Nothing;
+        };
+        let deleted = self.disk(&name).delete_snapshot(&victim);
+        if self.is_linked(&name, &victim) {
+            assert!(
+                matches!(deleted, Err(Error::Busy { .. })) || self.files.is_stopped(),
+                "a snapshot that an image depends on: {deleted:?}"
+            );
+            return UnderWay::Nothing;
+        }
+        if self.done("deleting a snapshot", deleted).is_none() {
+            return UnderWay::Delete(name, victim);
+        }
+        self.snapshots(&name).remove(&victim);
+        UnderWay::Nothing
+    }
+
+    fn rename_snapshot(&mut self, name: String) -> UnderWay {
+        let Some(from) = self.pick_snapshot(&name) else {
+            return UnderWay::Nothing;
+        };
+        let to = self.name("again");
+        let parsed = SnapshotName::parse(to.as_ref()).expect("a name");
+        let renamed = self.disk(&name).rename_snapshot(&from, parsed);
+        if self.done("renaming a snapshot", renamed).is_none() {
+            return UnderWay::RenameSnapshot(name, from, to);
+        }
+        self.snapshot_renamed(&name, &from, to);
+        UnderWay::Nothing
+    }
+
+    fn snapshot_renamed(&mut self, disk: &str, from: &str, to: String) {
+        let bytes = self.snapshots(disk).remove(from).expect("it was there");
+        for (of, name) in self.links.values_mut() {
+            if of == disk && name == from {
+                *name = to.clone();
+            }
+        }
+        self.snapshots(disk).insert(to, bytes);
+    }
+
+    fn rollback(&mut self, name: String) -> UnderWay {
+        let Some(target) = self.pick_snapshot(&name) else {
+            return UnderWay::Nothing;
+        };
+        let discard = self.random.below(2) == 0;
+        self.note(format_args!("{name}: roll back to {target}, discard {discard}"));
+        let outcome = self.disk(&name).rollback(&target, discard);
+        let Some(kept) = self.done("a rollback", outcome) else {
+            return UnderWay::Rollback(name, target);
+        };
+        let live = self.image(&name).bytes.clone();
+        match kept {
+            Some(kept) => {
+                self.snapshots(&name).insert(kept, live);
+            }
+            None if !discard => self.assert_kept(&name, &live),
+            None => {}
+        }
+        let bytes = self.disks[&name].snapshots[&target].clone();
+        *self.image(&name) = Image::durable(bytes);
+        UnderWay::Nothing
+    }
+
+    /// What goes without being kept is empty, or some snapshot has it.
+    fn assert_kept(&self, disk: &str, live: &[u8]) {
+        let mut kept = self.disks[disk].snapshots.values();
+        assert!(
+            live.is_empty() || kept.any(|bytes| bytes == live),
+            "the live image of {disk} went without being kept"
+        );
+    }
+
+    fn drop_image(&mut self, name: String) -> UnderWay {
+        let dropped = self.disk(&name).drop_image();
+        if self.done("dropping an image", dropped).is_none() {
+            return UnderWay::Drop(name);
+        }
+        self.image_dropped(&name);
+        UnderWay::Nothing
+    }
+
+    /// Finds what was kept of a live image that is gone.
+    fn image_dropped(&mut self, name: &str) {
+        let live = self.image(name).bytes.clone();
+        self.disks.get_mut(name).expect("it is expected").live = None;
+        match self.unexpected(name, "dropped-") {
+            Some(kept) => {
+                self.snapshots(name).insert(kept, live);
+            }
+            None => self.assert_kept(name, &live),
+        }
+    }
+
+    /// A snapshot with this prefix that is not expected.
+    fn unexpected(&self, disk: &str, prefix: &str) -> Option<String> {
+        let expected = &self.disks[disk].snapshots;
+        let names = self.disk(disk).snapshots().into_iter().map(|s| s.name());
+        let mut new = names.filter(|name| name.starts_with(prefix) && !expected.contains_key(name));
+        new.next()
+    }
+
+    fn rename_disk(&mut self, from: String) -> UnderWay {
+        let to = self.name("moved");
+        let parsed = DiskName::parse(to.as_ref()).expect("a name");
+        let renamed = self.store().rename_disk(&from, parsed);
+        if self.done("renaming a disk", renamed).is_none() {
+            return UnderWay::RenameDisk(from, to);
+        }
+        self.disk_renamed(&from, to);
+        UnderWay::Nothing
+    }
+
+    fn disk_renamed(&mut self, from: &str, to: String) {
+        for (of, _) in self.links.values_mut() {
+            if of == from {
+                *of = to.clone();
+            }
+        }
+        let expected = self.disks.remove(from).expect("it was there");
+        self.disks.insert(to, expected);
+    }
+
+    fn link(&mut self, disk: String) -> UnderWay {
+        let Some(snapshot) = self.pick_snapshot(&disk) else {
+            return UnderWay::Nothing;
+        };
+        let image = self.name("link");
+        let parsed = ImageName::parse(image.as_ref()).expect("a name");
+        let found = self.disk(&disk);
+        let linked = self.store().link_image(&found, &snapshot, parsed);
+        if self.done("linking an image", linked).is_none() {
+            return UnderWay::Link(image, disk, snapshot);
+        }
+        self.links.insert(image, (disk, snapshot));
+        UnderWay::Nothing
+    }
+
+    fn change_images(&mut self) -> UnderWay {
+        let all = self.links.keys().chain(self.imports.keys());
+        let Some(image) = Self::pick(&mut self.random, all) else {
+            return UnderWay::Nothing;
+        };
+        if self.random.below(2) == 0 {
+            let removed = self.store().remove_image(&image);
+            if self.done("removing an image", removed).is_none() {
+                return UnderWay::Unlink(image);
+            }
+            self.links.remove(&image);
+            self.imports.remove(&image);
+            return UnderWay::Nothing;
+        }
+        let to = self.name("image");
+        let parsed = ImageName::parse(to.as_ref()).expect("a name");
+        let renamed = self.store().rename_image(&image, parsed, true);
+        if self.done("renaming an image", renamed).is_none() {
+            return UnderWay::RenameImage(image, to);
+        }
+        self.image_renamed(&image, to);
+        UnderWay::Nothing
+    }
+
+    fn image_renamed(&mut self, from: &str, to: String) {
+        if let Some(link) = self.links.remove(from) {
+            self.links.insert(to, link);
+        } else if let Some(bytes) = self.imports.remove(from) {
+            self.imports.insert(to, bytes);
+        }
+    }
+
+    fn import(&mut self) -> UnderWay {
+        if self.imports.len() > 2 {
+            return UnderWay::Nothing;
+        }
+        let name = self.name("import");
+        let parsed = ImageName::parse(name.as_ref()).expect("a name");
+        let bytes = {
+            let len = position(&mut self.random, MAX);
+            content(&mut self.random, len)
+        };
+        let imported = self.store().create_image(parsed, OWNER).and_then(|disk| {
+            disk.write(0, &bytes, Wait::Yes)?.waited();
+            disk.finish_import()
+        });
+        if self.done("an import", imported).is_none() {
+            return UnderWay::Import(name);
+        }
+        self.imports.insert(name, bytes);
+        UnderWay::Nothing
+    }
+
+    fn collect(&mut self) -> &'static str {
+        let outcome = self.store().gc(false, &Quiet);
+        self.done("a gc", outcome);
+        "gc"
+    }
+
+    fn reopen(&mut self) -> UnderWay {
+        let store = self.store.take().expect("it is open");
+        let closed = store.close();
+        drop(store);
+        if self.done("closing", closed).is_some() {
+            self.all_flushed();
+            let opened = self.open();
+            self.store = self.done("opening", opened);
+        }
+        UnderWay::Nothing
+    }
+
+    fn all_flushed(&mut self) {
+        for expected in self.disks.values_mut() {
+            if let Some(live) = &mut expected.live {
+                live.flushed();
+            }
+        }
+    }
+
+    /// The power fails: what was not synced may be lost. Opens what is left
+    /// and compares.
+    fn crash(&mut self, under_way: UnderWay) {
+        drop(self.store.take());
+        *self.counts.entry("crash").or_default() += 1;
+        self.note(format_args!("crash"));
+        self.files = self.files.crash(&mut self.random);
+        if self.random.below(4) == 0 {
+            // The index is a cache: it may be lost at any moment.
+            std::fs::remove_dir_all(self.root.path().join("index")).ok();
+        }
+        while self.random.below(3) == 0 {
+            // Also in the middle of the recovery.
+            self.files.stop_after(self.random.below(25));
+            let opened = self.open();
+            if let Some(store) = self.done("recovery", opened) {
+                drop(store);
+            }
+            self.files.stop();
+            *self.counts.entry("crash in recovery").or_default() += 1;
+            self.note(format_args!("crash in recovery"));
+            self.files = self.files.crash(&mut self.random);
+        }
+        let opened = self.open();
+        self.store = Some(opened.unwrap_or_else(|error| panic!("after a crash: {error}")));
+        self.resolve(under_way);
+        self.adopt();
+        self.check();
+    }
+
+    /// Finds out whether what was under way was done.
+    fn resolve(&mut self, under_way: UnderWay) {
+        let store = self.store().clone();
+        let has = |disk: &str, snapshot: &str| {
+            let disk = store.disk(disk);
+            disk.is_some_and(|disk| disk.snapshot(snapshot).is_some())
+        };
+        let has_image = |name: &str| store.image(name).is_some();
+        match under_way {
+            UnderWay::Nothing => {}
+            UnderWay::Create(name) => {
+                if store.disk(&name).is_some() {
+                    self.disks.insert(name, Expected::default());
+                }
+            }
+            UnderWay::CreateImage(name) => {
+                if self.disk(&name).live().is_some() {
+                    let expected = self.disks.get_mut(&name).expect("it is expected");
+                    expected.live = Some(Image::default());
+                }
+            }
+            UnderWay::Drop(name) => {
+                if self.disk(&name).live().is_none() {
+                    self.image_dropped(&name);
+                }
+            }
+            UnderWay::Take(disk, name) => {
+                if has(&disk, &name) {
+                    let bytes = self.image(&disk).bytes.clone();
+                    self.snapshots(&disk).insert(name, bytes);
+                }
+            }
+            UnderWay::Delete(disk, name) => {
+                if !has(&disk, &name) {
+                    self.snapshots(&disk).remove(&name);
+                }
+            }
+            UnderWay::RenameSnapshot(disk, from, to) => {
+                if has(&disk, &to) {
+                    self.snapshot_renamed(&disk, &from, to);
+                }
+            }
+            UnderWay::RenameDisk(from, to) => {
+                if store.disk(&to).is_some() {
+                    self.disk_renamed(&from, to);
+                }
+            }
+            UnderWay::Rollback(disk, target) => self.resolve_rollback(&disk, &target),
+            UnderWay::Link(image, disk, snapshot) => {
+                if has_image(&image) {
+                    self.links.insert(image, (disk, snapshot));
+                }
+            }
+            UnderWay::Unlink(image) => {
+                if !has_image(&image) {
+                    self.links.remove(&image);
+                    self.imports.remove(&image);
+                }
+            }
+            UnderWay::RenameImage(from, to) => {
+                if has_image(&to) {
+                    self.image_renamed(&from, to);
+                }
+            }
+            UnderWay::Import(name) => {
+                // Its content is anybody's guess.
+                if has_image(&name) {
+                    store.remove_image(&name).expect("removing it");
+                }
+            }
+        }
+    }
+
+    fn resolve_rollback(&mut self, disk: &str, target: &str) {
+        let live = self.image(disk).bytes.clone();
+        let kept = self.unexpected(disk, "before-rollback-");
+        let bytes = self.disks[disk].snapshots[target].clone();
+        let found = read_live(&self.disk(disk));
+        if let Some(kept) = kept {
+            assert!(found == bytes, "half a rollback");
+            self.snapshots(disk).insert(kept, live);
+        }
+        if found == bytes {
+            *self.image(disk) = Image::durable(bytes);
+        }
+    }
+
+    /// Takes the live images as the crash left them, if it may have.
+    fn adopt(&mut self) {
+        let store = self.store().clone();
+        for (name, expected) in &mut self.disks {
+            let (Some(live), Some(disk)) = (&mut expected.live, store.disk(name)) else {
+                continue;
+            };
+            let found = read_live(&disk);
+            if let Err(differs) = live.check_crashed(&found) {
+                panic!("the live image of {name} after a crash: {differs}");
+            }
+            *live = Image::durable(found);
+        }
+    }
+
+    fn check_content(&self) {
+        for (name, expected) in &self.disks {
+            let disk = self.disk(name);
+            if let Some(live) = &expected.live {
+                let what = format!("the live image of {name}");
+                match try_read_live(&disk) {
+                    Ok(found) => compare(&what, &live.bytes, &found),
+                    Err(_) if self.files.is_stopped() => return,
+                    Err(error) => panic!("{what}: {error}"),
+                }
+            }
+        }
+    }
+
+    fn check(&self) {
+        let names: Vec<String> = self.store().disks().iter().map(|d| d.name()).collect();
+        let expected: Vec<String> = self.disks.keys().cloned().collect();
+        assert_eq!(names, expected, "disks");
+        for (name, expected) in &self.disks {
+            let disk = self.disk(name);
+            match &expected.live {
+                None => assert!(disk.live().is_none(), "{name} has no live image"),
+                Some(live) => {
+                    let what = format!("the live image of {name}");
+                    compare(&what, &live.bytes, &read_live(&disk));
+                }
+            }
+            let found: Vec<String> = disk.snapshots().iter().map(|s| s.name()).collect();
+            let mut sorted = found.clone();
+            sorted.sort();
+            let names: Vec<String> = expected.snapshots.keys().cloned().collect();
+            assert_eq!(sorted, names, "snapshots of {name}");
+            for (snapshot, bytes) in &expected.snapshots {
+                compare(
+                    &format!("{name}@{snapshot}"),
+                    bytes,
+                    &read_snapshot(&disk, snapshot),
+                );
+            }
+        }
+        let images: Vec<String> = self.store().images().iter().map(|i| i.name().to_owned()).collect();
+        let mut names: Vec<String> = self.links.keys().chain(self.imports.keys()).cloned().collect();
+        names.sort();
+        assert_eq!(images, names, "images");
+        for image in self.store().images() {
+            if let store::Image::Import { name, disk } = image {
+                compare(&name, &self.imports[&name], &read_live(&disk));
+            }
+        }
+        self.verify();
+    }
+
+    fn verify(&self) {
+        let mut findings = Vec::new();
+        let verified = self
+            .store()
+            .verify(&Quiet, &mut |finding| findings.push(finding.to_string()));
+        verified.expect("verify runs");
+        assert!(findings.is_empty(), "verify finds {findings:?}");
+    }
+
+    fn end(&mut self) {
+        // A power failure that is still to come does not.
+        self.files.stop_after(u64::MAX / 2);
+        if self.files.is_stopped() {
+            self.crash(UnderWay::Nothing);
+        }
+        self.check();
+        self.reopen();
+        self.check();
+        let store = self.store.take().expect("it is open");
+        store.close().expect("closing");
+    }
+}
+
+fn try_read_live(disk: &Arc<Disk>) -> Result<Vec<u8>> {
+    let mut buf = vec![0xaa; 2 * MAX as usize];
+    let read = disk.read(0, &mut buf, Wait::Yes)?;
+    buf.truncate(read.waited());
+    Ok(buf)
+}
+
+fn read_live(disk: &Arc<Disk>) -> Vec<u8> {
+    try_read_live(disk).unwrap_or_else(|error| panic!("{}: {error}", disk.name()))
+}
+
+fn read_snapshot(disk: &Arc<Disk>, name: &str) -> Vec<u8> {
+    let snapshot = disk.snapshot(name).expect("the snapshot is there");
+    let mut buf = vec![0xaa; 2 * MAX as usize];
+    let read = disk
+        .read_snapshot(&snapshot, 0, &mut buf, Wait::Yes)
+        .unwrap_or_else(|error| panic!("reading {name}: {error}"));
+    buf.truncate(read.waited());
+    buf
+}
+
+#[track_caller]
+fn compare(what: &str, expected: &[u8], found: &[u8]) {
+    assert_eq!(found.len(), expected.len(), "length of {what}");
+    if let Some(at) = (0..expected.len()).find(|at| expected[*at] != found[*at]) {
+        panic!(
+            "{what} differs at {at} (chunk {}, block {}): {:#x}, expected {:#x}",
+            at as u64 / CHUNK,
+            at / 4096,
+            found[at],
+            expected[at]
+        );
+    }
+}
