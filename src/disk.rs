@@ -346,11 +346,16 @@ impl Disk {
         Ok(Arc::new(disk))
     }
 
-    /// After recovery: every layer but the head is frozen, and on disk.
-    pub(crate) fn freeze_recovered(&self) -> Result<()> {
+    /// After recovery: nothing is behind a layer's end, and every layer but
+    /// the head is frozen, and on disk.
+    pub(crate) fn settle_recovered(&self) -> Result<()> {
         let head = self.head().map(|head| head.id);
         for layer in self.layers() {
-            if Some(layer.id) != head && layer.broken().is_none() {
+            if layer.broken().is_some() {
+                continue;
+            }
+            layer.settle_end()?;
+            if Some(layer.id) != head {
                 layer.freeze();
                 layer.sync()?;
             }

@@ -84,15 +84,25 @@ pub fn recover(
     for (done, record) in records.iter().enumerate() {
         progress.update("reading layers", done as u64, records.len() as u64);
         match Disk::restore(engine.clone(), record, &|base| opener.below(base)) {
-            Ok(disk) => {
-                disk.freeze_recovered()?;
-                disks.push(disk);
-            }
+            Ok(disk) => disks.push(disk),
             Err(error @ (Error::Damaged { .. } | Error::ChunkMissing { .. })) => {
                 damage.push(format!("disk {}: {error}", record.name));
             }
             Err(error) => return Err(error),
         }
+    }
+    for record in opener.records.values() {
+        let opened = opener.opened.lock();
+        if let BaseRecord::Layer(below) = record.base
+            && opened.contains_key(&record.id)
+            && let Some(below) = opened.get(&below)
+            && below.broken().is_none()
+        {
+            below.recover_size(record.size);
+        }
+    }
+    for disk in &disks {
+        disk.settle_recovered()?;
     }
     // A crash came while manifests were told of a sealed layer, and some of
     // them name it as unsealed still. Its files are not needed, and the

@@ -105,6 +105,10 @@ impl Disk {
         let old = live.head.clone();
         let at_ns = time::now_ns();
         if old.is_untouched() {
+            // It may have got there by a cut that is not on disk yet.
+            if old.is_dirty() {
+                self.sync_layer(&old)?;
+            }
             let base = old.below();
             if let Below::Layer(layer) = &base {
                 self.sync_chain(layer)?;
@@ -166,14 +170,9 @@ impl Disk {
             chain.push(below);
         }
         for layer in chain.iter().rev() {
-            if layer.is_clean() {
-                continue;
+            if !layer.is_clean() {
+                self.sync_layer(layer)?;
             }
-            layer.sync().inspect_err(|error| {
-                if !error.is_no_space() {
-                    self.poison(error);
-                }
-            })?;
         }
         Ok(())
     }

@@ -342,7 +342,7 @@ impl Layer {
     /// Opens the layer of an earlier run: its files' cached pages are
     /// dropped, its log is replayed and its torn end cut off, and all of it
     /// is synced before anything in it is trusted (invariant 6).
-    /// What an unfinished write left behind the end is zeros again.
+    /// [`Layer::settle_end`] has still to be called.
     /// `segments` are the numbers of the segment files that there are;
     /// `source` finds what a graft names. A log that is missing or damaged
     /// makes a layer that answers every read with an error.
@@ -385,9 +385,6 @@ impl Layer {
                 dirty: AtomicBool::new(false),
             };
             layer.segments.get_mut().insert(*index, Arc::new(segment));
-        }
-        if layer.broken.is_none() {
-            layer.settle_end()?;
         }
         Ok(Arc::new(layer))
     }

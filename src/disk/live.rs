@@ -353,13 +353,17 @@ impl Disk {
             chain.push(below);
         }
         for layer in chain.iter().rev() {
-            layer.sync().inspect_err(|error| {
-                if !error.is_no_space() {
-                    self.poison(error);
-                }
-            })?;
+            self.sync_layer(layer)?;
         }
         Ok(())
+    }
+
+    pub(super) fn sync_layer(&self, layer: &Layer) -> Result<()> {
+        layer.sync().inspect_err(|error| {
+            if !error.is_no_space() {
+                self.poison(error);
+            }
+        })
     }
 
     /// Changes owner, mode or time of the live image. Owner and mode are

@@ -435,29 +435,45 @@ impl Layer {
             let end = block_end.min(self.size());
             self.zero(sealed, size..end, Wait::Yes)?;
         }
+        self.cut_to(size);
+        Ok(())
+    }
+
+    /// After recovery: gives a layer the size that the layer over it began
+    /// with, as a durable manifest says. Its own log may not have got so far.
+    pub fn recover_size(&self, size: u64) {
+        if self.size() < size {
+            self.grow(size);
+        } else if self.size() > size {
+            self.cut_to(size);
+        }
+    }
+
+    /// After recovery: makes sure that nothing is behind the end, where a
+    /// write may have left something that never was acknowledged: blocks
+    /// whose record reached the log when the size did not, and the rest of
+    /// the last block. It would show when the disk grows.
+    pub fn settle_end(&self) -> Result<()> {
+        let size = self.size();
+        let first = size.div_ceil(BLOCK);
+        let is_clear = {
+            let content = self.content.read();
+            let grafted = content
+                .grafts
+                .iter_range(first.div_ceil(self.chunk_blocks)..u64::MAX);
+            grafted.count() == 0 && content.presence.all(first..MAX_BLOCK, BlockState::Absent)
+        };
+        if !is_clear {
+            self.cut_to(size);
+        }
+        self.clear_rest(size)
+    }
+
+    fn cut_to(&self, size: u64) {
         let mut content = self.content.write();
         content.note(Record::Cut(size));
         self.set_cut(&mut content, size);
         self.changes.fetch_add(1, Ordering::SeqCst);
-        Ok(())
-    }
-
-    /// Makes sure that nothing is behind the end, where a write may have
-    /// left something that never was acknowledged: blocks whose record
-    /// reached the log when the size did not, and the rest of the last block.
-    /// It would show when the disk grows.
-    pub(super) fn settle_end(&self) -> Result<()> {
-        let size = self.size();
-        let first = size.div_ceil(BLOCK);
-        {
-            let mut content = self.content.write();
-            let grafted = content.grafts.iter_range(first.div_ceil(self.chunk_blocks)..u64::MAX);
-            if grafted.count() > 0 || !content.presence.all(first..MAX_BLOCK, BlockState::Absent) {
-                content.note(Record::Cut(size));
-                self.set_cut(&mut content, size);
-            }
-        }
-        self.clear_rest(size)
     }
 
     /// Zeros the rest of the block that `size` lies in, if it is here.
