@@ -242,6 +242,8 @@ struct State {
     stop_after: Option<u64>,
     stopped: bool,
     faults: Vec<Fault>,
+    /// Calls that faults made fail since the last mend.
+    hits: u64,
     calls: BTreeMap<Call, u64>,
     /// Bytes that files may take in all.
     room: Option<u64>,
@@ -268,10 +270,12 @@ impl State {
                 fault.after -= 1;
             } else if fault.times > 0 {
                 fault.times -= 1;
+                self.hits += 1;
                 return failed(fault.errno);
             }
         }
         if self.read_only && call.is_effect() {
+            self.hits += 1;
             return failed(libc::EROFS);
         }
         *self.calls.entry(call).or_default() += 1;
@@ -350,15 +354,16 @@ impl FaultyFiles {
         self.state().faults.push(fault);
     }
 
-    /// How many calls the faults have still to fail.
-    pub fn faults_left(&self) -> u64 {
-        self.state().faults.iter().map(|fault| fault.times).sum()
+    /// How many calls failed since the last mend.
+    pub fn hits(&self) -> u64 {
+        self.state().hits
     }
 
     /// No call fails any more.
     pub fn mend(&self) {
         let mut state = self.state();
         state.faults.clear();
+        state.hits = 0;
         state.read_only = false;
     }
 
@@ -414,6 +419,30 @@ impl FaultyFiles {
         let mut state = self.state();
         state.names.remove(path);
         state.durable_names.remove(path);
+    }
+
+    /// The same once more, with everything on disk as it is.
+    pub fn fork(&self) -> FaultyFiles {
+        let old = self.state();
+        let inodes = old.names.values().map(|id| {
+            let now = old.inodes[id].now.clone();
+            let inode = Inode {
+                durable: now.clone(),
+                now,
+                pending: Vec::new(),
+            };
+            (*id, inode)
+        });
+        FaultyFiles(Arc::new(Mutex::new(State {
+            names: old.names.clone(),
+            dirs: old.dirs.clone(),
+            durable_names: old.names.clone(),
+            durable_dirs: old.dirs.clone(),
+            inodes: inodes.collect(),
+            next_inode: old.next_inode,
+            room: old.room,
+            ..State::default()
+        })))
     }
 
     /// What is there after a power loss now: everything that was synced and

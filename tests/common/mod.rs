@@ -19,8 +19,8 @@ use std::time::{Duration, Instant};
 pub mod bytes;
 pub mod faulty;
 mod loops;
-pub mod reference;
 pub mod reader;
+pub mod reference;
 mod store;
 pub mod sys;
 

@@ -84,6 +84,14 @@ impl Image {
         self.earlier_sizes.clear();
     }
 
+    /// Takes `found` for what is read now: an operation failed on the way,
+    /// and nothing of it may have reached the disk yet.
+    pub fn seen(&mut self, found: Vec<u8>) {
+        let end = self.bytes.len().max(found.len());
+        self.remember(0..end);
+        self.bytes = found;
+    }
+
     /// Whether a crash may have left `found`: each sector is as it is now or
     /// as it was some time since the last flush, and so is the size. Says
     /// where not.
@@ -107,7 +115,10 @@ impl Image {
                     &part[..part.len().min(8)],
                     &Self::sector(&self.bytes, index)[..8],
                     earlier.len(),
-                    earlier.iter().map(|sector| &sector[..8]).collect::<Vec<_>>()
+                    earlier
+                        .iter()
+                        .map(|sector| &sector[..8])
+                        .collect::<Vec<_>>()
                 ));
             }
         }

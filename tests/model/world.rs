@@ -1,7 +1,7 @@
 //! A store and what it should hold.
 
 use crate::common::bytes::Random;
-use crate::common::faulty::FaultyFiles;
+use crate::common::faulty::{Call, Fault, FaultyFiles};
 use crate::common::reference::Image;
 use snapdisk::disk::{Disk, Seek, Source, Wait};
 use snapdisk::error::{Error, Result};
@@ -24,6 +24,17 @@ const MAX: u64 = 16 * CHUNK;
 
 /// How often each operation was done.
 pub type Counts = BTreeMap<&'static str, u64>;
+
+/// What goes wrong in a history besides that the power fails.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Trouble {
+    /// Nothing.
+    None,
+    /// Calls fail, with errors that a disk gives.
+    Faults,
+    /// There is no room now and then.
+    Full,
+}
 
 /// What a disk should hold.
 #[derive(Clone, Default)]
@@ -61,6 +72,9 @@ struct World {
     imports: BTreeMap<String, Vec<u8>>,
     counter: u64,
     counts: Counts,
+    trouble: Trouble,
+    /// An operation failed because of the trouble.
+    failed: bool,
     /// What was done, in words.
     history: Vec<String>,
     /// Whether everything is compared after every operation.
@@ -93,8 +107,8 @@ fn content(random: &mut Random, len: u64) -> Vec<u8> {
 }
 
 /// Runs a history; panics where it and the vectors differ.
-pub fn run(seed: u64, steps: u64, crashes: u64) -> Counts {
-    let mut world = World::new(seed);
+pub fn run(seed: u64, steps: u64, crashes: u64, trouble: Trouble) -> Counts {
+    let mut world = World::new(seed, trouble);
     // When the power begins to fail.
     let mut failing: Vec<u64> = (0..crashes).map(|_| world.random.below(steps)).collect();
     failing.sort_unstable();
@@ -106,11 +120,15 @@ pub fn run(seed: u64, steps: u64, crashes: u64) -> Counts {
                 world.files.stop_after(effects);
             }
         }
+        world.make_trouble();
         let (what, under_way) = world.step();
         world.note(format_args!("{step}: {what}"));
         *world.counts.entry(what).or_default() += 1;
+        let failed = std::mem::take(&mut world.failed);
         if world.files.is_stopped() {
             world.crash(under_way);
+        } else if failed {
+            world.go_on(under_way);
         } else if world.paranoid {
             world.check_content();
         }
@@ -120,7 +138,7 @@ pub fn run(seed: u64, steps: u64, crashes: u64) -> Counts {
 }
 
 impl World {
-    fn new(seed: u64) -> World {
+    fn new(seed: u64, trouble: Trouble) -> World {
         let shared_memory = std::path::Path::new("/dev/shm");
         let root = match shared_memory.is_dir() {
             true => tempfile::tempdir_in(shared_memory),
@@ -141,9 +159,15 @@ impl World {
             imports: BTreeMap::new(),
             counter: 0,
             counts: Counts::new(),
+            trouble,
+            failed: false,
             history: vec![format!("history {seed}")],
             paranoid: std::env::var_os("SNAPDISK_MODEL_PARANOID").is_some(),
         };
+        if trouble == Trouble::Full {
+            let room = (1 << 20) + world.random.below(2 << 20);
+            world.files.set_room(Some(room));
+        }
         world.store = Some(world.open().expect("the store opens"));
         world
     }
@@ -187,12 +211,122 @@ impl World {
     /// The outcome of an operation that must succeed unless the power has
     /// failed; None if it has.
     #[track_caller]
-    fn done<T>(&self, what: &str, outcome: Result<T>) -> Option<T> {
+    fn done<T>(&mut self, what: &'static str, outcome: Result<T>) -> Option<T> {
         match outcome {
             Ok(done) => Some(done),
             Err(_) if self.files.is_stopped() => None,
+            Err(error)
+                if self.files.hits() > 0
+                    || (self.trouble == Trouble::Full && error.is_no_space()) =>
+            {
+                self.note(format_args!("{what}: {error}"));
+                *self.counts.entry("failed operation").or_default() += 1;
+                self.failed = true;
+                None
+            }
             Err(error) => panic!("{what}: {error}"),
         }
+    }
+
+    /// Now and then a call is going to fail, or room comes and goes.
+    fn make_trouble(&mut self) {
+        match self.trouble {
+            Trouble::None => {}
+            Trouble::Faults if self.random.below(12) == 0 => {
+                const CALLS: [Call; 9] = [
+                    Call::Create,
+                    Call::Read,
+                    Call::Write,
+                    Call::Punch,
+                    Call::Sync,
+                    Call::Rename,
+                    Call::Unlink,
+                    Call::SyncDir,
+                    Call::List,
+                ];
+                const PATHS: [&str; 7] = [
+                    "",
+                    ".log",
+                    ".0000",
+                    "packs",
+                    "manifests/disk",
+                    "manifests/catalogue",
+                    "manifests/.tmp",
+                ];
+                let fault = Fault {
+                    call: CALLS[self.random.below(9) as usize],
+                    path: PATHS[self.random.below(7) as usize].to_owned(),
+                    errno: [libc::EIO, libc::EIO, libc::EROFS][self.random.below(3) as usize],
+                    after: self.random.below(4),
+                    times: 1 + self.random.below(3),
+                };
+                self.note(format_args!("{fault:?}"));
+                self.files.fail(fault);
+            }
+            Trouble::Faults => {}
+            // The rest is filled by what is written.
+            Trouble::Full => {
+                if self.random.below(50) == 0 {
+                    let room = self.files.used() + 400_000 + self.random.below(1 << 20);
+                    self.note(format_args!("room for {room}"));
+                    self.files.set_room(Some(room));
+                }
+            }
+        }
+    }
+
+    fn make_room(&mut self) {
+        self.note(format_args!("room"));
+        self.files.set_room(None);
+    }
+
+    /// After an operation that failed in a store that goes on, or that has
+    /// to be opened anew.
+    fn go_on(&mut self, under_way: UnderWay) {
+        if self.trouble == Trouble::Full {
+            // Nothing but that operation was touched by it.
+            self.resolve(under_way);
+            let store = self.store.clone().expect("the store is open");
+            for (name, expected) in &mut self.disks {
+                let (Some(live), Some(disk)) = (&mut expected.live, store.disk(name)) else {
+                    continue;
+                };
+                let Ok(found) = try_read_live(&disk) else {
+                    assert!(self.files.is_stopped(), "{name} cannot be read");
+                    return;
+                };
+                if let Err(differs) = live.check_crashed(&found) {
+                    panic!("the live image of {name} in a full store: {differs}");
+                }
+                live.seen(found);
+            }
+            return;
+        }
+        *self.counts.entry("reopening after a fault").or_default() += 1;
+        // Everything but the disk that failed can still be read.
+        self.files.mend();
+        if let Some(store) = self.store.take() {
+            self.store = Some(store.clone());
+            self.check_snapshots();
+            if self.random.below(3) == 0 {
+                self.files.stop();
+            }
+            // Whatever it says: what was acknowledged before is there.
+            let closed = store.close();
+            self.note(format_args!("closed: {closed:?}"));
+            self.store = None;
+        }
+        if self.files.is_stopped() || self.random.below(3) == 0 {
+            return self.crash(under_way);
+        }
+        let opened = self.open();
+        let Some(store) = self.done("opening after a fault", opened) else {
+            return self.crash(under_way);
+        };
+        self.store = Some(store);
+        self.resolve(under_way);
+        self.adopt();
+        self.check();
     }
 
     fn image(&mut self, disk: &str) -> &mut Image {
@@ -268,7 +402,9 @@ impl World {
         let offset = position(&mut self.random, MAX);
         let len = position(&mut self.random, 8 * CHUNK).min(MAX - offset);
         let extend = self.random.below(3) == 0;
-        self.note(format_args!("{name}: punch {offset} +{len}, extend {extend}"));
+        self.note(format_args!(
+            "{name}: punch {offset} +{len}, extend {extend}"
+        ));
         let range = offset as usize..(offset + len) as usize;
         self.image(name).zero(range, extend);
         let punched = self.disk(name).punch(offset, len, extend, Wait::Yes);
@@ -312,7 +448,9 @@ impl World {
                 position(&mut self.random, MAX),
             ),
         };
-        let len = position(&mut self.random, MAX).min(MAX - to).min(MAX - from);
+        let len = position(&mut self.random, MAX)
+            .min(MAX - to)
+            .min(MAX - from);
         let len = len.min((bytes.len() as u64).saturating_sub(from));
         let same = from_name == name && matches!(source, Source::Live(_));
         if len == 0 || (same && from < to + len && to < from + len) {
@@ -320,7 +458,9 @@ impl World {
         }
         let disk = self.disk(name);
         let mut copied = 0;
-        self.note(format_args!("{name}: copy {from} to {to} +{len} from {from_name}"));
+        self.note(format_args!(
+            "{name}: copy {from} to {to} +{len} from {from_name}"
+        ));
         while copied < len {
             let (at, part) = (from + copied, to + copied);
             let outcome = disk.copy_range(&source, at, part, len - copied);
@@ -408,8 +548,9 @@ impl World {
         };
         let deleted = self.disk(&name).delete_snapshot(&victim);
         if self.is_linked(&name, &victim) {
+            let trouble = self.files.is_stopped() || self.files.hits() > 0;
             assert!(
-                matches!(deleted, Err(Error::Busy { .. })) || self.files.is_stopped(),
+                matches!(deleted, Err(Error::Busy { .. })) || trouble,
                 "a snapshot that an image depends on: {deleted:?}"
             );
             return UnderWay::Nothing;
@@ -450,7 +591,9 @@ impl World {
             return UnderWay::Nothing;
         };
         let discard = self.random.below(2) == 0;
-        self.note(format_args!("{name}: roll back to {target}, discard {discard}"));
+        self.note(format_args!(
+            "{name}: roll back to {target}, discard {discard}"
+        ));
         let outcome = self.disk(&name).rollback(&target, discard);
         let Some(kept) = self.done("a rollback", outcome) else {
             return UnderWay::Rollback(name, target);
@@ -767,6 +910,25 @@ impl World {
         }
     }
 
+    fn check_snapshots(&self) {
+        for (name, expected) in &self.disks {
+            let Some(disk) = self.store().disk(name) else {
+                continue;
+            };
+            for (snapshot, bytes) in &expected.snapshots {
+                // Renamed or deleted by what is under way, maybe.
+                if disk.snapshot(snapshot).is_some() {
+                    let what = format!("{name}@{snapshot}");
+                    match try_read_snapshot(&disk, snapshot) {
+                        Ok(found) => compare(&what, bytes, &found),
+                        Err(_) if self.files.is_stopped() => return,
+                        Err(error) => panic!("{what}: {error}"),
+                    }
+                }
+            }
+        }
+    }
+
     fn check(&self) {
         let names: Vec<String> = self.store().disks().iter().map(|d| d.name()).collect();
         let expected: Vec<String> = self.disks.keys().cloned().collect();
@@ -793,8 +955,18 @@ impl World {
                 );
             }
         }
-        let images: Vec<String> = self.store().images().iter().map(|i| i.name().to_owned()).collect();
-        let mut names: Vec<String> = self.links.keys().chain(self.imports.keys()).cloned().collect();
+        let images: Vec<String> = self
+            .store()
+            .images()
+            .iter()
+            .map(|i| i.name().to_owned())
+            .collect();
+        let mut names: Vec<String> = self
+            .links
+            .keys()
+            .chain(self.imports.keys())
+            .cloned()
+            .collect();
         names.sort();
         assert_eq!(images, names, "images");
         for image in self.store().images() {
@@ -815,7 +987,13 @@ impl World {
     }
 
     fn end(&mut self) {
-        // A power failure that is still to come does not.
+        // No power failure or trouble that is still to come does.
+        self.make_room();
+        self.files.mend();
+        if self.trouble == Trouble::Faults {
+            // What failed in the background is told again when it closes.
+            self.files.stop();
+        }
         self.files.stop_after(u64::MAX / 2);
         if self.files.is_stopped() {
             self.crash(UnderWay::Nothing);
@@ -839,14 +1017,16 @@ fn read_live(disk: &Arc<Disk>) -> Vec<u8> {
     try_read_live(disk).unwrap_or_else(|error| panic!("{}: {error}", disk.name()))
 }
 
-fn read_snapshot(disk: &Arc<Disk>, name: &str) -> Vec<u8> {
+fn try_read_snapshot(disk: &Arc<Disk>, name: &str) -> Result<Vec<u8>> {
     let snapshot = disk.snapshot(name).expect("the snapshot is there");
     let mut buf = vec![0xaa; 2 * MAX as usize];
-    let read = disk
-        .read_snapshot(&snapshot, 0, &mut buf, Wait::Yes)
-        .unwrap_or_else(|error| panic!("reading {name}: {error}"));
+    let read = disk.read_snapshot(&snapshot, 0, &mut buf, Wait::Yes)?;
     buf.truncate(read.waited());
-    buf
+    Ok(buf)
+}
+
+fn read_snapshot(disk: &Arc<Disk>, name: &str) -> Vec<u8> {
+    try_read_snapshot(disk, name).unwrap_or_else(|error| panic!("reading {name}: {error}"))
 }
 
 #[track_caller]
