@@ -1,0 +1,399 @@
+//! Goal: wherever a crash comes in an operation, it was done or it was not,
+//! and nothing else changed.
+//!
+//! Method: the same store again and again, on files that lose what was not
+//! synced (`common/faulty.rs`). An operation is stopped after its first
+//! effect on disk, after its second, and so on until it gets through; each
+//! time the store is opened on what a power loss leaves, its whole content
+//! compared with that before and after, and `verify` has to find nothing.
+//! Then the same with the recovery stopped after each of its own effects.
+
+mod common;
+
+use common::bytes::Random;
+use common::faulty::FaultyFiles;
+use snapdisk::disk::{Disk, Source, Wait};
+use snapdisk::error::Result;
+use snapdisk::files::Files;
+use snapdisk::manifest::Owner;
+use snapdisk::name::{DiskName, ImageName, SnapshotName};
+use snapdisk::progress::Quiet;
+use snapdisk::store::{self, Image, InitOptions, Options, Store};
+use std::collections::BTreeMap;
+use std::path::Path;
+use std::sync::Arc;
+
+const OWNER: Owner = Owner {
+    uid: 0,
+    gid: 0,
+    mode: 0o644,
+};
+const CHUNK: usize = 16 << 10;
+
+/// Everything that can be seen in a store: what it is called, and a hash.
+type Content = BTreeMap<String, String>;
+
+fn open(files: &FaultyFiles, root: &Path) -> Result<Arc<Store>> {
+    let files: Arc<dyn Files> = Arc::new(files.clone());
+    let options = Options {
+        cache_bytes: 1 << 20,
+        pack_bytes: 128 << 10,
+    };
+    Store::open_in(files, root, options, &Quiet)
+}
+
+fn disk(store: &Store, name: &str) -> Arc<Disk> {
+    store.disk(name).unwrap_or_else(|| panic!("disk {name}"))
+}
+
+fn write(disk: &Arc<Disk>, at: usize, bytes: &[u8]) -> Result<()> {
+    disk.write(at as u64, bytes, Wait::Yes)?.waited();
+    disk.flush()
+}
+
+fn take(disk: &Arc<Disk>, name: &str) -> Result<()> {
+    let name = SnapshotName::parse(name.as_ref())?;
+    disk.take_snapshot(name).map(drop)
+}
+
+fn make(store: &Store, name: &str) -> Result<Arc<Disk>> {
+    let disk = store.create_disk(DiskName::parse(name.as_ref())?, OWNER)?;
+    disk.create_image(OWNER)?;
+    Ok(disk)
+}
+
+fn wait_sealed(disk: &Disk) {
+    common::wait_until("everything is sealed", || {
+        disk.snapshots().iter().all(|s| s.state() == "ready")
+    });
+}
+
+/// Two disks with sealed and unsealed snapshots, a link, an import, dead
+/// chunks, and a head with data.
+fn sample(root: &Path) -> FaultyFiles {
+    let files = FaultyFiles::new();
+    let chunk_size = CHUNK as u32;
+    store::init_in(Arc::new(files.clone()), &InitOptions { chunk_size }).expect("a new store");
+    let store = open(&files, root).expect("it opens");
+    let made = (|| {
+        let mut random = Random(5);
+        let web = make(&store, "web")?;
+        write(&web, 0, &random.bytes(12 * CHUNK))?;
+        take(&web, "one")?;
+        write(&web, 2 * CHUNK + 100, &random.bytes(3 * CHUNK))?;
+        take(&web, "two")?;
+        write(&web, CHUNK, &random.bytes(11 * CHUNK))?;
+        take(&web, "gone")?;
+        let db = make(&store, "db")?;
+        write(&db, 0, &random.bytes(4 * CHUNK + 77))?;
+        take(&db, "base")?;
+        wait_sealed(&web);
+        wait_sealed(&db);
+        web.rollback("two", true)?;
+        web.delete_snapshot("gone")?;
+        store.link_image(&web, "one", ImageName::parse("golden.img".as_ref())?)?;
+        let import = store.create_image(ImageName::parse("import.img".as_ref())?, OWNER)?;
+        write(&import, 0, &random.bytes(2 * CHUNK))?;
+        import.finish_import()?;
+        write(&web, 7 * CHUNK, &random.bytes(CHUNK))?;
+        write(&db, 300, &random.bytes(CHUNK))?;
+        store.close()
+    })();
+    made.expect("a sample");
+    files.fork()
+}
+
+fn hash(read: impl FnOnce(&mut [u8]) -> Result<usize>) -> String {
+    let mut bytes = vec![0xaa; 64 * CHUNK];
+    match read(&mut bytes) {
+        Ok(len) => format!("{len} {}", blake3::hash(&bytes[..len]).to_hex()),
+        Err(error) => panic!("it cannot be read: {error}"),
+    }
+}
+
+fn content(store: &Store) -> Content {
+    let mut content = Content::new();
+    let live =
+        |disk: &Arc<Disk>| hash(|bytes| disk.read(0, bytes, Wait::Yes).map(|read| read.waited()));
+    for disk in store.disks() {
+        let name = disk.name();
+        content.insert(name.clone(), String::new());
+        if disk.live().is_some() {
+            content.insert(format!("{name}/disk.img"), live(&disk));
+        }
+        for snapshot in disk.snapshots() {
+            // Names that say a time say another one in each run.
+            let label = match snapshot.name() {
+                kept if kept.starts_with("before-rollback-") => "before-rollback".into(),
+                kept if kept.starts_with("dropped-") => "dropped".into(),
+                other => other,
+            };
+            let read = hash(|bytes| {
+                let read = disk.read_snapshot(&snapshot, 0, bytes, Wait::Yes)?;
+                Ok(read.waited())
+            });
+            content.insert(format!("{name}@{label}"), read);
+        }
+    }
+    for image in store.images() {
+        match image {
+            Image::Link {
+                name,
+                disk,
+                snapshot,
+            } => {
+                let of = format!("{}@{}", disk.name(), snapshot.name());
+                content.insert(format!(".images/{name}"), of);
+            }
+            Image::Import { name, disk } => {
+                content.insert(format!(".images/{name}"), live(&disk));
+            }
+        }
+    }
+    content
+}
+
+fn assert_sound(store: &Store, what: &str) {
+    let mut findings = Vec::new();
+    let verified = store.verify(&Quiet, &mut |finding| findings.push(finding.to_string()));
+    verified.unwrap_or_else(|error| panic!("{what}: {error}"));
+    assert!(findings.is_empty(), "{what}: verify finds {findings:?}");
+}
+
+/// Something that happens as a whole or not at all.
+type Operation = fn(&Arc<Store>) -> Result<()>;
+
+/// Stops `operation` after each of its effects; answers how many there were.
+fn crash_at_every_step(
+    what: &str,
+    sample: &FaultyFiles,
+    index: &Path,
+    operation: Operation,
+) -> u64 {
+    let index_of = |name: &str| {
+        let root = index.join(name);
+        std::fs::create_dir_all(&root).expect("a directory");
+        root
+    };
+    let (before, after) = {
+        let store = open(&sample.fork(), &index_of("expected")).expect("it opens");
+        let before = content(&store);
+        operation(&store).unwrap_or_else(|error| panic!("{what}: {error}"));
+        let after = content(&store);
+        store.close().expect("closing");
+        (before, after)
+    };
+    let root = index_of("crashed");
+    let mut random = Random(what.len() as u64);
+    for effects in 0.. {
+        let files = sample.fork();
+        let store = open(&files, &root).unwrap_or_else(|error| panic!("{what}: {error}"));
+        files.stop_after(effects);
+        let done = operation(&store);
+        let through = !files.is_stopped();
+        if let Err(error) = &done {
+            assert!(!through, "{what}: {error}");
+        }
+        files.stop();
+        drop(store);
+        for _ in 0..2 {
+            let left = files.crash(&mut random);
+            check_left(
+                what,
+                effects,
+                &left,
+                &root,
+                &[&before, &after],
+                done.is_ok().then_some(&after),
+            );
+        }
+        if through {
+            return effects;
+        }
+    }
+    unreachable!()
+}
+
+/// Opens what a crash left and compares; also with the recovery stopped.
+fn check_left(
+    what: &str,
+    effects: u64,
+    left: &FaultyFiles,
+    root: &Path,
+    allowed: &[&Content],
+    acknowledged: Option<&Content>,
+) {
+    let what = format!("{what}, stopped after {effects}");
+    // The recovery of this crash is stopped, too, somewhere.
+    let mut random = Random(effects);
+    let files = left.fork();
+    files.stop_after(random.below(8));
+    drop(open(&files, root));
+    files.stop();
+    for files in [left.fork(), files.crash(&mut random)] {
+        let store = open(&files, root).unwrap_or_else(|error| panic!("{what}: {error}"));
+        let found = content(&store);
+        match acknowledged {
+            Some(after) => assert_eq!(&found, after, "{what}: acknowledged"),
+            None => assert!(
+                allowed.contains(&&found),
+                "{what}: found {found:#?}\nexpected one of {allowed:#?}"
+            ),
+        }
+        assert_sound(&store, &what);
+        store
+            .close()
+            .unwrap_or_else(|error| panic!("{what}: {error}"));
+    }
+}
+
+const OPERATIONS: [(&str, Operation); 14] = [
+    ("take", |store| take(&disk(store, "web"), "new")),
+    ("delete", |store| disk(store, "web").delete_snapshot("two")),
+    ("gc with compaction", |store| {
+        store.gc(false, &Quiet).map(drop)
+    }),
+    ("roll back", |store| {
+        disk(store, "web").rollback("one", false).map(drop)
+    }),
+    ("roll back and discard", |store| {
+        disk(store, "web").rollback("two", true).map(drop)
+    }),
+    ("rename a snapshot", |store| {
+        let name = SnapshotName::parse("other".as_ref())?;
+        disk(store, "web").rename_snapshot("two", name)
+    }),
+    ("rename a disk", |store| {
+        store.rename_disk("web", DiskName::parse("www".as_ref())?)
+    }),
+    ("drop an image", |store| disk(store, "db").drop_image()),
+    ("link", |store| {
+        let name = ImageName::parse("second.img".as_ref())?;
+        store.link_image(&disk(store, "db"), "base", name)
+    }),
+    ("unlink", |store| store.remove_image("golden.img")),
+    ("remove an import", |store| store.remove_image("import.img")),
+    ("rename an image", |store| {
+        let name = ImageName::parse("other.img".as_ref())?;
+        store.rename_image("golden.img", name, true)
+    }),
+    ("make a disk", |store| {
+        let name = DiskName::parse("empty".as_ref())?;
+        store.create_disk(name, OWNER).map(drop)
+    }),
+    ("clone into an image that is there", |store| {
+        let (from, to) = (disk(store, "db"), disk(store, "web"));
+        let base = from.snapshot("base").expect("it is there");
+        let source = Source::Snapshot(from.clone(), base);
+        // One chunk, so one record.
+        to.copy_range(&source, 0, 0, CHUNK as u64)?;
+        to.flush()
+    }),
+];
+
+/// Invariants 1 to 3 and 8, for each operation that changes more than one
+/// thing on disk.
+#[test]
+fn a_crash_at_any_step_leaves_the_state_before_or_after() {
+    let index = tempfile::tempdir().expect("a temporary directory");
+    let sample = sample(index.path());
+    {
+        let store = open(&sample.fork(), index.path()).expect("it opens");
+        let report = store.gc(false, &Quiet).expect("a gc");
+        assert!(
+            report.packs_compacted > 0,
+            "the sample tests too little: {report}"
+        );
+        store.close().expect("closing");
+    }
+    let mut points = 0;
+    for (what, operation) in OPERATIONS {
+        let effects = crash_at_every_step(what, &sample, index.path(), operation);
+        println!("{what}: {effects} effects, each of which was the last");
+        points += effects;
+    }
+    println!("crash points: {points}");
+}
+
+/// Invariants 2, 3 and 5: a crash at any step of a seal loses nothing, and
+/// the seal is done after it.
+#[test]
+fn a_crash_at_any_step_of_a_seal_loses_nothing() {
+    let index = tempfile::tempdir().expect("a temporary directory");
+    let sample = sample(index.path());
+    let mut random = Random(3);
+    let expected = {
+        let store = open(&sample.fork(), index.path()).expect("it opens");
+        take(&disk(&store, "web"), "new").expect("a snapshot");
+        let expected = content(&store);
+        store.close().expect("closing");
+        expected
+    };
+    for effects in 0.. {
+        let files = sample.fork();
+        let store = open(&files, index.path()).expect("it opens");
+        let web = disk(&store, "web");
+        take(&web, "new").expect("a snapshot");
+        files.stop_after(effects);
+        common::wait_until("the seal ends or the power fails", || {
+            files.is_stopped() || web.snapshots().iter().all(|s| s.state() == "ready")
+        });
+        let through = !files.is_stopped();
+        files.stop();
+        drop((web, store));
+        let left = files.crash(&mut random);
+        let store = open(&left, index.path()).expect("it opens after a crash");
+        assert_eq!(content(&store), expected, "stopped after {effects}");
+        wait_sealed(&disk(&store, "web"));
+        assert_eq!(content(&store), expected, "sealed after {effects}");
+        assert_sound(&store, "after a seal that was stopped");
+        store.close().expect("closing");
+        if through {
+            println!("a seal: {effects} effects, each of which was the last");
+            break;
+        }
+    }
+}
+
+/// Recovery of a crash in the middle of everything, stopped after each of its
+/// own effects, and again.
+#[test]
+fn a_crash_at_any_step_of_recovery_loses_nothing() {
+    let index = tempfile::tempdir().expect("a temporary directory");
+    let sample = sample(index.path());
+    let mut random = Random(9);
+    // Layers unsealed, manifests unlisted, packs torn.
+    let files = sample.fork();
+    let store = open(&files, index.path()).expect("it opens");
+    let web = disk(&store, "web");
+    write(&web, 3 * CHUNK, &Random(4).bytes(2 * CHUNK)).expect("a write");
+    take(&web, "new").expect("a snapshot");
+    let expected = content(&store);
+    files.stop();
+    drop((web, store));
+    let mut points = 0;
+    for round in 0..10 {
+        let left = files.crash(&mut random);
+        for effects in 0.. {
+            let files = left.fork();
+            files.stop_after(effects);
+            let opened = open(&files, index.path());
+            let through = !files.is_stopped();
+            if let Err(error) = &opened {
+                assert!(!through, "round {round}: {error}");
+            }
+            files.stop();
+            drop(opened);
+            let again = files.crash(&mut random);
+            let store = open(&again, index.path()).expect("it opens after two crashes");
+            assert_eq!(content(&store), expected, "round {round}, after {effects}");
+            assert_sound(&store, "after a recovery that was stopped");
+            store.close().expect("closing");
+            points += 1;
+            if through {
+                break;
+            }
+        }
+    }
+    println!("recovery: {points} crash points");
+}
