@@ -104,6 +104,9 @@ impl Image {
                 self.earlier_sizes
             ));
         }
+        if found == self.bytes {
+            return Ok(());
+        }
         for index in 0..(found.len() as u64).div_ceil(SECTOR) {
             let from = (index * SECTOR) as usize;
             let part = &found[from..(from + SECTOR as usize).min(found.len())];
