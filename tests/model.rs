@@ -9,9 +9,9 @@
 //! other sector old or new, each acknowledged snapshot exact, none that was
 //! deleted back, and `verify` must find nothing. Other histories have calls
 //! that fail, or a store that is full now and then. The seed of a failing
-//! history is in the panic's message; `SNAPDISK_MODEL_SEED` repeats it (the
-//! background threads are not seeded), `SNAPDISK_MODEL_HISTORIES` says how
-//! many there are.
+//! history is in the panic's message; `SNAPDISK_MODEL_SEED` repeats it, or
+//! begins there (the background threads are not seeded),
+//! `SNAPDISK_MODEL_HISTORIES` says how many there are.
 
 mod common;
 mod model {
@@ -33,9 +33,10 @@ fn number(name: &str) -> Option<u64> {
 
 /// Runs histories, on all processors; panics if one fails.
 fn run_histories(default: u64, crashes: u64, trouble: Trouble) {
+    let histories = number("SNAPDISK_MODEL_HISTORIES");
     let seeds = match number("SNAPDISK_MODEL_SEED") {
-        Some(seed) => seed..seed + 1,
-        None => 0..number("SNAPDISK_MODEL_HISTORIES").unwrap_or(default),
+        Some(seed) => seed..seed + histories.unwrap_or(1),
+        None => 0..histories.unwrap_or(default),
     };
     let (next, failed) = (AtomicU64::new(seeds.start), Mutex::new(Vec::new()));
     let total = Mutex::new(Counts::default());
