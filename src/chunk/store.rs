@@ -383,8 +383,14 @@ impl ChunkStore {
 
     /// Closes the open pack: what is put from now on goes to another one.
     pub fn rotate(&self) -> Result<()> {
+        self.rotate_and(|| Ok(()))
+    }
+
+    /// Closes the open pack and calls `then` before another one is started.
+    pub(super) fn rotate_and<T>(&self, then: impl FnOnce() -> Result<T>) -> Result<T> {
         let mut writer = self.writer.lock();
-        self.close_pack(&mut writer)
+        self.close_pack(&mut writer)?;
+        then()
     }
 
     /// Closes the open pack and the index. Chunks can be read still, and

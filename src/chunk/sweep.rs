@@ -77,20 +77,21 @@ impl ChunkStore {
     /// [`SweepRun::finish`]. One at a time.
     pub fn sweep_begin(self: &Arc<Self>) -> Result<SweepRun> {
         self.check_poison()?;
-        self.rotate()?;
-        let mut pins = self.pins.lock();
-        if pins.protected.is_some() {
-            return Err(Error::Busy {
-                what: "the store".to_owned(),
-                by: vec!["another sweep".to_owned()],
-            });
-        }
-        pins.protected = Some(pins.counts.keys().copied().collect());
-        // What a batch put since the rotation is in a pack that is open, or
-        // pinned by that batch.
-        let open = self.open_pack().map(|(number, ..)| number);
-        let mut candidates = self.index.packs();
-        candidates.retain(|(number, _)| Some(*number) != open);
+        let candidates = self.rotate_and(|| {
+            // One that has no record yet goes on.
+            let open = self.open_pack().map(|(number, ..)| number);
+            let mut pins = self.pins.lock();
+            if pins.protected.is_some() {
+                return Err(Error::Busy {
+                    what: "the store".to_owned(),
+                    by: vec!["another sweep".to_owned()],
+                });
+            }
+            pins.protected = Some(pins.counts.keys().copied().collect());
+            let mut candidates = self.index.packs();
+            candidates.retain(|(number, _)| Some(*number) != open);
+            Ok(candidates)
+        })?;
         Ok(SweepRun {
             store: Arc::clone(self),
             candidates,
