@@ -12,6 +12,8 @@ use std::sync::atomic::{AtomicI64, Ordering};
 
 /// The largest reserve, in bytes; a small filesystem gives a twentieth.
 const RESERVE_MAX: u64 = 256 << 20;
+/// The smallest: what manifests need to be replaced, and then some.
+const RESERVE_MIN: u64 = 1 << 20;
 /// How much may be written before the filesystem is asked again.
 const GRAIN: i64 = 16 << 20;
 
@@ -54,7 +56,7 @@ impl Capacity {
             .files
             .space()
             .map_err(Error::io("measuring", "the store"))?;
-        let reserve = (total / 20).min(RESERVE_MAX);
+        let reserve = reserve(total);
         Ok(Space {
             total_bytes: total,
             free_bytes: free.saturating_sub(reserve),
@@ -91,7 +93,10 @@ impl Capacity {
             .files
             .space()
             .map_err(Error::io("measuring", "the store"))?;
-        let reserve = (total / 20).min(RESERVE_MAX);
-        Ok(free >= reserve / 2 + len)
+        Ok(free >= reserve(total) / 2 + len)
     }
+}
+
+fn reserve(total: u64) -> u64 {
+    (total / 20).clamp(RESERVE_MIN, RESERVE_MAX)
 }

@@ -133,6 +133,20 @@ impl Engine {
         Ok(())
     }
 
+    /// To be called before something is deleted, durably and at once: what
+    /// was copied from it by reference may be in no log yet, and a crash
+    /// would lose both. Disks that failed already cannot be helped.
+    pub(crate) fn sync_grafts(&self) -> Result<()> {
+        let disks: Vec<Arc<Disk>> = self.disks.read().iter().filter_map(Weak::upgrade).collect();
+        for disk in disks {
+            let pending = disk.layers().iter().any(|layer| layer.has_pending_graft());
+            if pending && disk.poisoned().is_none() {
+                disk.sync_layers()?;
+            }
+        }
+        Ok(())
+    }
+
     /// Makes a layer that the registry knows.
     pub fn new_layer(&self, below: Below, size: u64) -> Result<Arc<Layer>> {
         let layer = Layer::create(LayerParts {

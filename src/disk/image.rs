@@ -224,6 +224,7 @@ impl Disk {
     /// `dropped-<time>`.
     pub fn drop_image(&self) -> Result<()> {
         let closed = self.opens.keep_closed().ok_or_else(|| self.busy_open())?;
+        self.engine.sync_grafts()?;
         let _settling = self.engine.settling.read();
         let meta = self.meta.lock();
         // An image that failed cannot be kept, so it is not dropped either:
@@ -251,6 +252,9 @@ impl Disk {
     pub fn rollback(self: &Arc<Self>, name: &str, discard: bool) -> Result<Option<String>> {
         self.engine.check_open()?;
         let _closed = self.opens.keep_closed().ok_or_else(|| self.busy_open())?;
+        if discard {
+            self.engine.sync_grafts()?;
+        }
         let _settling = self.engine.settling.read();
         let meta = self.meta.lock();
         let target = self.find(name)?;

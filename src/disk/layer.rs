@@ -624,6 +624,13 @@ impl Layer {
         }
     }
 
+    /// Whether a graft waits for the next sync.
+    pub fn has_pending_graft(&self) -> bool {
+        let content = self.content.read();
+        let mut pending = content.pending.iter();
+        pending.any(|record| matches!(record, Record::Graft { .. }))
+    }
+
     /// Records that wait for the next sync.
     pub fn pending(&self) -> usize {
         self.content.read().pending.len()

@@ -101,6 +101,7 @@ impl Disk {
     pub fn delete_snapshot(self: &Arc<Self>, name: &str) -> Result<()> {
         let number = self.find(name)?.number;
         let closed = self.snapshot_settles_closed(number);
+        self.engine.sync_grafts()?;
         let _settling = self.engine.settling.read();
         let meta = self.lock_meta();
         let snapshot = self.find(name)?;

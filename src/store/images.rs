@@ -122,6 +122,7 @@ impl Store {
 
     /// Removes an image. An imported one must not be open.
     pub fn remove_image(&self, name: &str) -> Result<()> {
+        self.engine.sync_grafts()?;
         let _naming = self.naming.lock();
         self.remove_image_named(name)?;
         self.engine.work.raise(|work| {

@@ -165,7 +165,7 @@ impl World {
             paranoid: std::env::var_os("SNAPDISK_MODEL_PARANOID").is_some(),
         };
         if trouble == Trouble::Full {
-            let room = (1 << 20) + world.random.below(2 << 20);
+            let room = (3 << 20) + world.random.below(2 << 20);
             world.files.set_room(Some(room));
         }
         world.store = Some(world.open().expect("the store opens"));
@@ -267,7 +267,7 @@ impl World {
             // The rest is filled by what is written.
             Trouble::Full => {
                 if self.random.below(50) == 0 {
-                    let room = self.files.used() + 400_000 + self.random.below(1 << 20);
+                    let room = self.files.used() + (5 << 18) + self.random.below(1 << 20);
                     self.note(format_args!("room for {room}"));
                     self.files.set_room(Some(room));
                 }
@@ -750,7 +750,17 @@ impl World {
         drop(store);
         if self.done("closing", closed).is_some() {
             self.all_flushed();
-            let opened = self.open();
+            let mut opened = self.open();
+            if let Ok(store) = &opened
+                && self.files.hits() > 0
+                && !self.files.is_stopped()
+            {
+                // What could not be read counts as damaged until it is
+                // opened again.
+                self.files.mend();
+                store.close().expect("closing what was only opened");
+                opened = self.open();
+            }
             self.store = self.done("opening", opened);
         }
         UnderWay::Nothing
