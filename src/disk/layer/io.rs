@@ -52,6 +52,20 @@ pub fn run_below(
     }
 }
 
+/// The runs of blocks in a range that are in the segments.
+fn data_runs(content: &Content, blocks: Range<u64>) -> Vec<Range<u64>> {
+    let mut runs = Vec::new();
+    let mut at = blocks.start;
+    while at < blocks.end {
+        let (state, end) = content.presence.run(at, blocks.end);
+        if state == BlockState::Data {
+            runs.push(at..end);
+        }
+        at = end;
+    }
+    runs
+}
+
 impl Layer {
     /// The piece that begins at `block`, and its end at most at `limit`.
     fn piece(&self, content: &Content, block: u64, limit: u64) -> (Piece, u64) {
@@ -381,17 +395,10 @@ impl Layer {
     }
 
     fn zero_blocks(&self, blocks: Range<u64>) -> Result<()> {
-        let mut freed = Vec::new();
+        let freed;
         {
             let mut content = self.content.write();
-            let mut at = blocks.start;
-            while at < blocks.end {
-                let (state, end) = content.presence.run(at, blocks.end);
-                if state == BlockState::Data {
-                    freed.push(at..end);
-                }
-                at = end;
-            }
+            freed = data_runs(&content, blocks.clone());
             content.presence.set(blocks.clone(), BlockState::Zero);
             content.note(Record::Zero(blocks));
             self.changes.fetch_add(1, Ordering::SeqCst);
@@ -435,7 +442,13 @@ impl Layer {
             let end = block_end.min(self.size());
             self.zero(sealed, size..end, Wait::Yes)?;
         }
+        let freed = data_runs(&self.content.read(), size.div_ceil(BLOCK)..MAX_BLOCK);
         self.cut_to(size);
+        // As in `zero_blocks`: what was cut off reads as zeros if a crash
+        // brings the size back.
+        for run in freed {
+            self.punch_data(run)?;
+        }
         Ok(())
     }
 
