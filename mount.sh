@@ -99,7 +99,8 @@ case $type in
         [ $# = 1 ] || [ "$source" = "$store" ] ||
             die "$mnt has another store, $source, mounted; to end that: $0 --umount $mnt"
         store=$source
-        if stat -- "$mnt" >/dev/null 2>&1; then say "$store is mounted at $mnt already"; exit 0; fi
+        # statfs, since the kernel answers stat from its cache for a while.
+        if stat -f -- "$mnt" >/dev/null 2>&1; then say "$store is mounted at $mnt already"; exit 0; fi
         say "the daemon that served $mnt is gone: mounting $store again" ;;
     *) die "$mnt has a filesystem of type $type ($source) mounted: choose another directory" ;;
 esac

@@ -33,6 +33,7 @@ command -v snapdisk >/dev/null || fail "snapdisk is not on the PATH"
 mkdir "$mnt/web" && echo data >"$mnt/web/disk.img" && sync "$mnt/web/disk.img"
 says 0 "already" "$mnt" "$store"
 says 0 "already" "$mnt"
+stat "$mnt" >/dev/null # the kernel remembers it when the daemon is gone
 says 1 "another store" "$mnt" "$work/other"
 [ ! -e "$work/other" ] || fail "a store was made in vain"
 
