@@ -119,6 +119,7 @@ mod tests {
             "snapdisk rollback",
             "snapdisk snapshot",
             "snapdisk verify",
+            "snapdisk verify --forget-lost m",
         ] {
             let error = Arguments::try_parse_from(line.split(' ')).expect_err(line);
             assert_eq!(error.exit_code(), i32::from(USAGE), "{line}");
@@ -130,6 +131,8 @@ mod tests {
             "snapdisk rollback --store s web first --discard",
             "snapdisk snapshot --store s web@one db@one",
             "snapdisk gc --dry-run m",
+            "snapdisk verify --repair m",
+            "snapdisk verify --repair --forget-lost m",
         ] {
             assert!(Arguments::try_parse_from(line.split(' ')).is_ok(), "{line}");
         }

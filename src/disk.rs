@@ -368,7 +368,13 @@ impl Disk {
             if layer.broken().is_some() {
                 continue;
             }
-            layer.settle_end()?;
+            match layer.settle_end() {
+                // What is behind the end lies in a lost segment.
+                Err(error @ Error::Damaged { .. }) => {
+                    tracing::error!("layer {}: {error}", layer.id);
+                }
+                settled => settled?,
+            }
             if Some(layer.id) != head {
                 layer.freeze();
                 layer.sync()?;
@@ -503,6 +509,22 @@ impl Disk {
             next_generation: state.next_generation,
             layers: layers.records,
             snapshots,
+        }
+    }
+
+    /// What a snapshot of it is and its name, for messages.
+    pub(crate) fn label_of(&self, snapshot: &Snapshot) -> String {
+        match self.is_import() {
+            true => self.label(),
+            false => format!("snapshot {}@{}", self.name(), snapshot.name()),
+        }
+    }
+
+    /// What it is and its name, for messages.
+    pub(crate) fn label(&self) -> String {
+        match self.is_import() {
+            true => format!("image {}", self.name()),
+            false => format!("disk {}", self.name()),
         }
     }
 

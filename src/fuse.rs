@@ -93,7 +93,9 @@ impl Filesystem for Adapter {
         let thread = request.pid();
         self.with_attributes(self.0.node(number), move |shared, found| match found {
             Ok(mut found) => {
-                if is_image(found.node) && cp::copies_within(thread, &shared.mount_point) {
+                if is_image(found.node)
+                    && cp::copies_within(thread, &shared.mount_point, &shared.outside)
+                {
                     found.allocated = found.allocated.max(found.size);
                 }
                 reply.attr(&attributes_live(found.node), &file_attr(&found));

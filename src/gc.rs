@@ -129,35 +129,39 @@ impl From<SweepReport> for GcReport {
 }
 
 impl Store {
-    /// Every root that something reaches, each with a word on what does.
-    pub(crate) fn roots(&self) -> HashMap<ChunkId, (Arc<SealedRoot>, String)> {
-        let mut roots = HashMap::new();
-        let mut add = |below: &Below, what: &dyn Fn() -> String| {
+    /// Every root that something reaches, each with words on what does.
+    pub(crate) fn roots(&self) -> HashMap<ChunkId, (Arc<SealedRoot>, Vec<String>)> {
+        let mut roots: HashMap<ChunkId, (Arc<SealedRoot>, Vec<String>)> = HashMap::new();
+        let mut add = |below: &Below, is_view: bool, what: &dyn Fn() -> String| {
             if let Below::Root(root) = below.settled() {
-                roots.entry(root.id).or_insert_with(|| (root, what()));
+                let (_, views) = roots.entry(root.id).or_insert_with(|| (root, Vec::new()));
+                // A layer is told of only if no view has the root.
+                if is_view || views.is_empty() {
+                    let what = what();
+                    if views.last() != Some(&what) {
+                        views.push(what);
+                    }
+                }
             }
         };
         for disk in self.all_disks() {
             for snapshot in disk.list_snapshots() {
-                add(&snapshot.base(), &|| {
-                    format!("snapshot {}@{}", disk.name(), snapshot.name())
-                });
+                add(&snapshot.base(), true, &|| disk.label_of(&snapshot));
             }
             for layer in disk.layers() {
-                add(&layer.below(), &|| format!("disk {}", disk.name()));
+                add(&layer.below(), true, &|| disk.label());
             }
         }
         // Also layers that no disk names yet or any more: an operation may
         // have them in hand.
         for layer in self.engine.layers.lock().values() {
-            add(&layer.below(), &|| format!("layer {}", layer.id));
+            let what = || format!("layer {}", layer.id);
+            add(&layer.below(), false, &what);
             if let Some(root) = layer.sealed() {
-                add(&Below::Root(root.clone()), &|| {
-                    format!("layer {}", layer.id)
-                });
+                add(&Below::Root(root.clone()), false, &what);
             }
             for (_, source) in layer.sources() {
-                add(&source, &|| format!("a graft of layer {}", layer.id));
+                add(&source, false, &what);
             }
         }
         roots
@@ -172,7 +176,7 @@ impl Store {
         if let Some(damage) = self.damage.lock().first() {
             return Err(Error::Damaged {
                 what: "the store".into(),
-                detail: format!("nothing is deleted while {damage}"),
+                detail: format!("nothing is deleted while {}", damage.text),
             });
         }
         let keep_going = || !self.engine.closing.load(Ordering::SeqCst);
@@ -181,7 +185,7 @@ impl Store {
         let salt = crate::time::now_ns() as u64;
         let mut live = LiveSet::new(self.chunks().stats().chunks, salt);
         let mut seen: HashSet<ChunkId> = HashSet::new();
-        for (done, (id, (root, what))) in roots.iter().enumerate() {
+        for (done, (id, (root, views))) in roots.iter().enumerate() {
             progress.update("marking", done as u64, roots.len() as u64);
             self.engine.check_open()?;
             live.insert(id);
@@ -199,7 +203,7 @@ impl Store {
                 &mut |_, chunk| live.insert(chunk),
             )
             .map_err(|error| Error::Damaged {
-                what: what.clone(),
+                what: views.join(", "),
                 detail: error.to_string(),
             })?;
             pages.iter().for_each(|page| live.insert(page));

@@ -517,6 +517,45 @@ impl Index {
         }
     }
 
+    /// Notes that something in a pack is not as it was written: nothing put
+    /// later is taken for being there, and no sweep goes by it.
+    pub fn mark_damaged(&self, number: PackNumber) {
+        if let Some(listed) = self.state.write().listed(number)
+            && !listed.info.damaged
+        {
+            listed.info.damaged = true;
+            tracing::error!("pack {} is damaged", listed.info.name);
+        }
+    }
+
+    /// Reads the directory of every pack anew, from the pack, and starts
+    /// sled anew if it was given up. Returns how many were read; those that
+    /// cannot be read are noted as damaged.
+    pub fn rebuild_all(&self, progress: &dyn Fn(u64, u64)) -> u64 {
+        if !self.has_db() {
+            self.db.start_anew();
+        }
+        let packs = self.packs();
+        let total = packs.len() as u64;
+        let mut read = 0;
+        for (done, (number, info)) in (0..).zip(packs) {
+            progress(done, total);
+            // What is written in this run is known from writing it.
+            if !info.earlier {
+                continue;
+            }
+            match self.reload(number) {
+                Ok(_) => read += 1,
+                Err(error) => {
+                    tracing::error!("pack {}: {error}", info.name);
+                    self.mark_damaged(number);
+                }
+            }
+        }
+        self.db.flush();
+        read
+    }
+
     /// Forgets a pack that is gone.
     pub fn remove(&self, number: PackNumber) {
         let removed = {

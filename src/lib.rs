@@ -26,7 +26,7 @@
 //!
 //! # Layers of the crate
 //! Imports go one way: [`cli`] → [`fuse`] → [`tree`] → [`store`] → {[`gc`],
-//! [`verify`], [`recover`]} → [`snapshot`], [`disk`] → {[`map`], [`chunk`]} →
+//! [`verify`], [`repair`], [`recover`]} → [`snapshot`], [`disk`] → {[`map`], [`chunk`]} →
 //! {[`pack`], [`index`], [`manifest`]} → [`backend`] → [`files`] → [`error`],
 //! [`name`]. Only `fuse` knows fuser, only `index` knows sled, only `sys` has
 //! unsafe code; everything below `fuse` is tested without a mount.
@@ -87,6 +87,8 @@ pub mod pool;
 pub mod progress;
 pub mod range_map;
 pub mod recover;
+pub mod repair;
+pub mod sandbox;
 pub mod snapshot;
 pub mod store;
 pub mod sys;

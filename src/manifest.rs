@@ -17,10 +17,11 @@
 use crate::backend::{Backend, Version};
 use crate::chunk::ChunkId;
 use crate::error::{Error, Result};
+use crate::pack::PackName;
 use parking_lot::Mutex;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::fmt;
 use std::str::FromStr;
 use std::sync::Arc;
@@ -156,7 +157,7 @@ pub struct SnapshotRecord {
     pub tags: BTreeMap<String, String>,
     /// The live image's owner at that instant.
     pub owner: Owner,
-    /// What an unclean seal found: the ranges that cannot be read.
+    /// Something of it was found to be lost.
     #[serde(default)]
     pub damaged: bool,
 }
@@ -251,6 +252,10 @@ pub enum EntryKind {
 /// Lists every manifest.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Catalogue {
+    /// The store's own name; none in a store that was made before this was
+    /// written.
+    #[serde(default)]
+    pub store: Option<Uuid>,
     /// Raised at every opening of the store, before anything is written.
     pub epoch: u64,
     /// Rises with every replacement.
@@ -259,6 +264,14 @@ pub struct Catalogue {
     pub next_number: u32,
     /// Kind of each manifest, by its uuid.
     pub entries: BTreeMap<Uuid, EntryKind>,
+    /// How far each unsealed layer's log reached when the store was last
+    /// closed, in bytes: one that is shorter has lost something, and not in
+    /// a crash.
+    #[serde(default)]
+    pub log_ends: BTreeMap<LayerId, u64>,
+    /// Damaged packs of which something is needed: gc leaves them.
+    #[serde(default)]
+    pub apart: BTreeSet<PackName>,
 }
 
 /// The header of the store, written once.
@@ -287,7 +300,18 @@ pub trait Manifest: Serialize + DeserializeOwned {
     const KIND: &'static str;
     /// Its key in the backend.
     fn key(&self) -> String;
+    /// What in it no program has written, in words: numbers that could not
+    /// be counted on from.
+    fn absurdity(&self) -> Option<&'static str> {
+        None
+    }
 }
+
+/// Counters stay below this.
+const COUNT_LIMIT: u64 = 1 << 62;
+/// Seconds and nanoseconds of the years 1677 to 2262 fit an i64; what is
+/// near its ends is no time that anybody took.
+const TIME_LIMIT: i64 = 1 << 62;
 
 impl Manifest for Header {
     const KIND: &'static str = "store";
@@ -300,11 +324,47 @@ impl Manifest for Catalogue {
     fn key(&self) -> String {
         catalogue_key()
     }
+    fn absurdity(&self) -> Option<&'static str> {
+        (self.epoch >= COUNT_LIMIT
+            || self.sequence >= COUNT_LIMIT
+            || self.next_number > NUMBER_LIMIT)
+            .then_some("its counters are beyond all counting")
+    }
 }
 impl Manifest for DiskRecord {
     const KIND: &'static str = "disk";
     fn key(&self) -> String {
         entry_key(&self.id, EntryKind::Disk)
+    }
+    fn absurdity(&self) -> Option<&'static str> {
+        let sizes = self.layers.iter().map(|layer| layer.size);
+        let mut sizes = sizes.chain(self.snapshots.iter().map(|snapshot| snapshot.size));
+        let mut numbers = self.snapshots.iter().map(|snapshot| snapshot.number);
+        let times = self.snapshots.iter().flat_map(|snapshot| {
+            let expires = snapshot.expires_ns.unwrap_or_default();
+            [snapshot.created_ns, snapshot.changed_ns, expires]
+        });
+        let image = self.image.as_ref();
+        let mut times = times
+            .chain([self.created_ns, self.modified_ns])
+            .chain(image.map(|image| image.modified_ns));
+        if self.number >= NUMBER_LIMIT
+            || self.next_snapshot > NUMBER_LIMIT
+            || self.sequence >= COUNT_LIMIT
+            || self.epoch >= COUNT_LIMIT
+            || self.next_generation >= COUNT_LIMIT
+            || image.is_some_and(|image| image.generation >= COUNT_LIMIT)
+            || numbers.any(|number| number >= NUMBER_LIMIT)
+        {
+            return Some("its counters are beyond all counting");
+        }
+        if sizes.any(|size| size > MAX_SIZE) {
+            return Some("a size in it is over the limit");
+        }
+        if times.any(|time| !(-TIME_LIMIT..TIME_LIMIT).contains(&time)) {
+            return Some("a time in it is in no calendar");
+        }
+        None
     }
 }
 impl Manifest for LinkRecord {
@@ -324,6 +384,28 @@ pub fn catalogue_key() -> String {
     format!("{PREFIX}catalogue")
 }
 
+/// Key of the header's second copy: without a header nothing of a store can
+/// be read.
+pub fn header_copy_key() -> String {
+    format!("{PREFIX}store-copy")
+}
+
+/// What the keys of manifests begin with that nothing lists and that stay,
+/// since they could not be read.
+pub const LOST: &str = "manifests/lost-";
+
+/// The catalogue entry that a key names; None if it names none.
+pub fn entry_of(key: &str) -> Option<(Uuid, EntryKind)> {
+    let name = key.strip_prefix(PREFIX)?;
+    let (kind, id) = match name.split_once('-')? {
+        ("disk", id) => (EntryKind::Disk, id),
+        ("link", id) => (EntryKind::Link, id),
+        _ => return None,
+    };
+    let id = Uuid::try_parse(id).ok()?;
+    (entry_key(&id, kind) == key).then_some((id, kind))
+}
+
 /// Key of a manifest that the catalogue lists.
 pub fn entry_key(id: &Uuid, kind: EntryKind) -> String {
     match kind {
@@ -331,6 +413,9 @@ pub fn entry_key(id: &Uuid, kind: EntryKind) -> String {
         EntryKind::Link => format!("{PREFIX}link-{}", id.simple()),
     }
 }
+
+/// The largest size of a disk, in bytes.
+pub const MAX_SIZE: u64 = 64 << 40;
 
 /// Numbers of disks and of a disk's snapshots stay below this: both are parts
 /// of inode numbers.
@@ -388,7 +473,22 @@ pub fn decode<M: Manifest>(key: &str, bytes: &[u8]) -> Result<M> {
     if found.as_str() != hash {
         return Err(damaged(format!("its checksum is {found}, expected {hash}")));
     }
-    serde_json::from_slice(body).map_err(|error| damaged(error.to_string()))
+    let manifest: M = serde_json::from_slice(body).map_err(|error| damaged(error.to_string()))?;
+    match manifest.absurdity() {
+        None => Ok(manifest),
+        Some(detail) => Err(damaged(detail.to_owned())),
+    }
+}
+
+/// A manifest in another's place is damage.
+fn check_key<M: Manifest>(key: &str, manifest: &M) -> Result<()> {
+    match manifest.key() {
+        own if own == key => Ok(()),
+        other => Err(Error::Damaged {
+            what: key.to_owned(),
+            detail: format!("it is {other}"),
+        }),
+    }
 }
 
 /// The manifests of a store, each with the version last read or written.
@@ -421,7 +521,8 @@ impl Manifests {
         let Some((bytes, version)) = self.backend.get(key)? else {
             return Ok(None);
         };
-        let manifest = decode(key, &bytes)?;
+        let manifest: M = decode(key, &bytes)?;
+        check_key(key, &manifest)?;
         self.versions.lock().insert(key.to_owned(), version);
         Ok(Some(manifest))
     }
@@ -450,6 +551,109 @@ impl Manifests {
         }
     }
 
+    /// [`Manifests::replace`] of one that may be there and unreadable.
+    pub fn replace_unreadable<M: Manifest>(&self, manifest: &M) -> Result<()> {
+        let key = manifest.key();
+        if let Some((_, version)) = self.backend.get(&key)? {
+            self.versions.lock().insert(key, version);
+        }
+        self.replace(manifest)
+    }
+
+    /// Renames one that cannot be read, if it is there, so that it stays and
+    /// is in nobody's way.
+    pub fn set_aside(&self, key: &str) -> Result<()> {
+        let Some((bytes, _)) = self.backend.get(key)? else {
+            return Ok(());
+        };
+        let name = key.strip_prefix(PREFIX).unwrap_or(key);
+        match self.backend.put_new(&format!("{LOST}{name}"), &bytes) {
+            Ok(()) | Err(Error::Exists { .. }) => self.delete(key),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Reads the store's header, from its copy if need be, and sees to it
+    /// that both are there and sound. None if neither is. Nothing is written
+    /// in a store that `check` refuses.
+    pub fn header(&self, check: impl Fn(&Header) -> Result<()>) -> Result<Option<Header>> {
+        let (key, copy_key) = (header_key(), header_copy_key());
+        let first = self.read::<Header>(&key);
+        if matches!(first, Err(Error::FormatNewer { .. } | Error::Io { .. })) {
+            return first;
+        }
+        let copy = match self.backend.get(&copy_key)? {
+            Some((bytes, version)) => (decode::<Header>(&copy_key, &bytes).ok(), Some(version)),
+            None => (None, None),
+        };
+        let (copy, version) = copy;
+        let own = match (&first, &copy) {
+            (Ok(Some(header)), Some(copy)) if header.store != copy.store => {
+                // One of them is another store's. The catalogue knows.
+                let catalogue: Option<Catalogue> = self.read(&catalogue_key())?;
+                let store = catalogue.and_then(|catalogue| catalogue.store);
+                if store != Some(header.store) && store != Some(copy.store) {
+                    return Err(Error::Damaged {
+                        what: key,
+                        detail: "it and its copy are of two stores".into(),
+                    });
+                }
+                store == Some(header.store)
+            }
+            (Ok(Some(_)), _) => true,
+            _ => false,
+        };
+        match (first, copy) {
+            (Ok(Some(header)), copy) if own => {
+                check(&header)?;
+                if copy.as_ref() != Some(&header) {
+                    self.backend
+                        .replace(&copy_key, &encode(&header)?, version.as_ref())?;
+                }
+                Ok(Some(header))
+            }
+            (first, Some(header)) => {
+                check(&header)?;
+                let why = match first {
+                    Ok(Some(_)) => "it is another store's".to_owned(),
+                    Ok(None) => "it is missing".to_owned(),
+                    Err(error) => error.to_string(),
+                };
+                tracing::error!("{key} is written anew from its copy: {why}");
+                self.replace_unreadable(&header)?;
+                Ok(Some(header))
+            }
+            (first, None) => first,
+        }
+    }
+
+    /// The catalogue of all manifests that are there, for a store that has
+    /// lost its own. `pack_epoch` is the latest run that wrote a pack.
+    pub fn catalogue_anew(&self, store: Uuid, pack_epoch: u64) -> Result<Catalogue> {
+        let mut catalogue = Catalogue {
+            store: Some(store),
+            epoch: pack_epoch,
+            sequence: 0,
+            next_number: 1,
+            entries: BTreeMap::new(),
+            log_ends: BTreeMap::new(),
+            apart: BTreeSet::new(),
+        };
+        for key in self.list()? {
+            let Some((id, kind)) = entry_of(&key) else {
+                continue;
+            };
+            catalogue.entries.insert(id, kind);
+            if kind == EntryKind::Disk
+                && let Ok(Some(disk)) = self.read::<DiskRecord>(&key)
+            {
+                catalogue.epoch = catalogue.epoch.max(disk.epoch);
+                catalogue.next_number = catalogue.next_number.max(disk.number.saturating_add(1));
+            }
+        }
+        Ok(catalogue)
+    }
+
     /// Removes a manifest; durable when this returns.
     pub fn delete(&self, key: &str) -> Result<()> {
         self.check_known()?;
@@ -465,6 +669,7 @@ impl Manifests {
         Ok(match self.backend.get(key)? {
             None => Some(format!("{key} is missing")),
             Some((bytes, _)) => decode::<M>(key, &bytes)
+                .and_then(|manifest| check_key(key, &manifest))
                 .err()
                 .map(|error| error.to_string()),
         })

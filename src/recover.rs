@@ -10,16 +10,18 @@ use crate::disk::layer::{self, Below, Layer, LayerParts, LostRoot};
 use crate::disk::log::GraftSource;
 use crate::disk::{Disk, Engine};
 use crate::error::{Error, Result};
+use crate::files::Files;
 use crate::manifest::{
     self, BaseRecord, Catalogue, DiskRecord, EntryKind, LayerId, LayerRecord, LinkRecord,
 };
 use crate::progress::Progress;
 use crate::store::layer_files;
 use parking_lot::Mutex;
-use std::collections::{BTreeSet, HashMap, HashSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use uuid::Uuid;
 
 /// Where files of layers go that nothing names while something is damaged.
 pub const ASIDE: &str = "layers/unreached";
@@ -30,14 +32,37 @@ pub struct Recovered {
     pub disks: Vec<Arc<Disk>>,
     /// One line for the log.
     pub summary: String,
-    /// What is damaged, in words.
-    pub damage: Vec<String>,
+    /// What is damaged.
+    pub damage: Vec<Damage>,
+}
+
+/// Something that is not as a manifest or the catalogue says.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Damage {
+    /// In words.
+    pub text: String,
+    /// The entry of the catalogue that nothing could be made of, if it is
+    /// one.
+    pub entry: Option<Uuid>,
+}
+
+impl Damage {
+    fn of_entry(entry: Uuid, text: String) -> Damage {
+        Damage {
+            text,
+            entry: Some(entry),
+        }
+    }
+
+    fn other(text: String) -> Damage {
+        Damage { text, entry: None }
+    }
 }
 
 /// Reads every manifest that the catalogue lists and opens what they name.
 pub fn recover(
     engine: &Arc<Engine>,
-    catalogue: &mut Catalogue,
+    catalogue: &Catalogue,
     progress: &dyn Progress,
 ) -> Result<Recovered> {
     let mut damage = Vec::new();
@@ -59,17 +84,22 @@ pub fn recover(
         };
         match read {
             Ok(Some(())) => {}
-            Ok(None) => damage.push(format!("{key} is missing")),
-            Err(error @ Error::Damaged { .. }) => damage.push(error.to_string()),
+            Ok(None) => damage.push(Damage::of_entry(*id, format!("{key} is missing"))),
+            Err(error @ Error::Damaged { .. }) => {
+                damage.push(Damage::of_entry(*id, error.to_string()));
+            }
             Err(error) => return Err(error),
         }
     }
-    let (files, strangers) = layer_files(&*engine.files)?;
+    let (mut files, strangers) = layer_files(&*engine.files)?;
+    fetch_back(&*engine.files, &records, &mut files)?;
     let mut opener = Opener {
         engine,
         records: HashMap::new(),
         files: &files,
+        log_ends: &catalogue.log_ends,
         opened: Mutex::default(),
+        opening: Mutex::default(),
         lost: Mutex::default(),
     };
     for record in records.iter().flat_map(|disk| &disk.layers) {
@@ -86,7 +116,8 @@ pub fn recover(
         match Disk::restore(engine.clone(), record, &|base| opener.below(base)) {
             Ok(disk) => disks.push(disk),
             Err(error @ (Error::Damaged { .. } | Error::ChunkMissing { .. })) => {
-                damage.push(format!("disk {}: {error}", record.name));
+                let text = format!("disk {}: {error}", record.name);
+                damage.push(Damage::of_entry(record.id, text));
             }
             Err(error) => return Err(error),
         }
@@ -118,10 +149,10 @@ pub fn recover(
             disk.publish()?;
         }
     }
-    damage.extend(opener.lost.into_inner());
+    damage.extend(opener.lost.into_inner().into_iter().map(Damage::other));
     let opened = opener.opened.into_inner();
     let broken = opened.values().filter_map(|layer| layer.broken());
-    damage.extend(broken.map(str::to_owned));
+    damage.extend(broken.map(|text| Damage::other(text.to_owned())));
     engine.layers.lock().extend(opened);
     for link in links {
         let snapshot = disks
@@ -134,7 +165,10 @@ pub fn recover(
                 snapshot.link_count().fetch_add(1, Ordering::SeqCst);
                 engine.links.lock().insert(link.name.clone(), link);
             }
-            None => damage.push(format!("image {}: its snapshot is missing", link.name)),
+            None => damage.push(Damage::of_entry(
+                link.id,
+                format!("image {}: its snapshot is missing", link.name),
+            )),
         }
     }
     let mut done = Vec::new();
@@ -156,8 +190,8 @@ pub fn recover(
     if left > 0 {
         done.push(format!("{left} manifests of unfinished changes"));
     }
-    for text in &damage {
-        tracing::error!("damage: {text}");
+    for damage in &damage {
+        tracing::error!("damage: {}", damage.text);
     }
     let summary = match (done.is_empty(), damage.is_empty()) {
         (true, true) => "nothing to recover".to_owned(),
@@ -180,7 +214,10 @@ struct Opener<'a> {
     engine: &'a Arc<Engine>,
     records: HashMap<LayerId, &'a LayerRecord>,
     files: &'a HashMap<LayerId, Vec<u64>>,
+    log_ends: &'a BTreeMap<LayerId, u64>,
     opened: Mutex<HashMap<LayerId, Arc<Layer>>>,
+    /// Being opened: none of them may need itself.
+    opening: Mutex<HashSet<LayerId>>,
     /// Roots that cannot be read, in words.
     lost: Mutex<BTreeSet<String>>,
 }
@@ -221,6 +258,18 @@ impl Opener<'_> {
         if let Some(root) = record.root {
             return self.root(root);
         }
+        if !self.opening.lock().insert(id) {
+            return Err(Error::Damaged {
+                what: format!("layer {id}"),
+                detail: "what it stands on stands on it".into(),
+            });
+        }
+        let opened = self.open_layer(id, record);
+        self.opening.lock().remove(&id);
+        opened
+    }
+
+    fn open_layer(&self, id: LayerId, record: &LayerRecord) -> Result<Below> {
         let parts = LayerParts {
             files: self.engine.files.clone(),
             below: self.below(record.base)?,
@@ -229,13 +278,77 @@ impl Opener<'_> {
         };
         let no_segments = Vec::new();
         let segments = self.files.get(&id).unwrap_or(&no_segments);
-        let layer = Layer::recover(id, parts, segments, &|source| match source {
+        let log_end = self.log_ends.get(&id).copied();
+        let layer = Layer::recover(id, parts, segments, log_end, &|source| match source {
             GraftSource::Layer(id) => self.layer(id),
             GraftSource::Root(id) => self.root(id),
         })?;
         self.opened.lock().insert(id, layer.clone());
         Ok(Below::Layer(layer))
     }
+}
+
+/// Brings files of layers back that an earlier run moved aside because the
+/// manifest that names them was not to be read.
+fn fetch_back(
+    files: &dyn Files,
+    records: &[DiskRecord],
+    there: &mut HashMap<LayerId, Vec<u64>>,
+) -> Result<()> {
+    let named: HashSet<LayerId> = records
+        .iter()
+        .flat_map(|disk| &disk.layers)
+        .filter(|layer| layer.root.is_none() && !there.contains_key(&layer.id))
+        .map(|layer| layer.id)
+        .collect();
+    let mut fetched = false;
+    for name in aside(files)? {
+        if let Some((id, segment)) = layer::parse_file_name(&name)
+            && named.contains(&id)
+        {
+            let home = Path::new(layer::DIRECTORY).join(&name);
+            files
+                .rename(&Path::new(ASIDE).join(&name), &home)
+                .map_err(Error::io("fetching back", name))?;
+            there.entry(id).or_default().extend(segment);
+            fetched = true;
+        }
+    }
+    if fetched {
+        // In this order, or they might be in neither.
+        for dir in [layer::DIRECTORY, ASIDE] {
+            files
+                .sync_dir(Path::new(dir))
+                .map_err(Error::io("syncing", dir))?;
+        }
+    }
+    Ok(())
+}
+
+/// Names of the files that were moved aside.
+fn aside(files: &dyn Files) -> Result<Vec<String>> {
+    match files.list(Path::new(ASIDE)) {
+        Ok(entries) => {
+            let entries = entries.into_iter().filter(|entry| !entry.is_dir);
+            Ok(entries.map(|entry| entry.name).collect())
+        }
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(Vec::new()),
+        Err(error) => Err(Error::io("listing", ASIDE)(error)),
+    }
+}
+
+/// Removes what nothing names and what was kept only because something was
+/// damaged. Nobody may be adding to the catalogue meanwhile.
+pub fn remove_orphans(engine: &Engine, catalogue: &Catalogue) -> Result<u64> {
+    let mut removed = 0;
+    for name in aside(&*engine.files)? {
+        engine
+            .files
+            .unlink(&Path::new(ASIDE).join(&name))
+            .map_err(Error::io("removing", name))?;
+        removed += 1;
+    }
+    Ok(removed + remove_unlisted(engine, catalogue, true)? as u64)
 }
 
 /// Removes files of layers that nothing names; while something is damaged
@@ -284,12 +397,13 @@ fn remove_unlisted(engine: &Engine, catalogue: &Catalogue, sound: bool) -> Resul
         .map(|(id, kind)| manifest::entry_key(id, *kind))
         .collect();
     listed.insert(manifest::header_key());
+    listed.insert(manifest::header_copy_key());
     listed.insert(manifest::catalogue_key());
     let unlisted: Vec<String> = engine
         .manifests
         .list()?
         .into_iter()
-        .filter(|key| !listed.contains(key))
+        .filter(|key| !listed.contains(key) && !key.starts_with(manifest::LOST))
         .collect();
     if !sound {
         return Ok(0);

@@ -178,6 +178,15 @@ impl Snapshot {
         self.sealed().map(|root| root.id)
     }
 
+    /// Notes whether something of it is lost; true if that is news.
+    pub(crate) fn mark_damaged(&self, damaged: bool) -> bool {
+        let news = self.damaged.swap(damaged, Ordering::Relaxed) != damaged;
+        if news {
+            self.touch();
+        }
+        news
+    }
+
     /// "sealing", "ready" or "damaged".
     pub fn state(&self) -> &'static str {
         if self.damaged.load(Ordering::Relaxed) {

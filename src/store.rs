@@ -11,9 +11,10 @@ use crate::files::{Files, LocalFiles};
 use crate::manifest::{self, Catalogue, EntryKind, Header, LinkRecord, Manifests, Owner, Role};
 use crate::name::{DiskName, ImageName};
 use crate::progress::Progress;
+use crate::recover::Damage;
 use crate::snapshot::Snapshot;
 use crate::time;
-use parking_lot::{Mutex, RwLock};
+use parking_lot::{Mutex, MutexGuard, RwLock};
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -52,6 +53,9 @@ pub struct Options {
     pub cache_bytes: u64,
     /// Bytes in a pack, roughly.
     pub pack_bytes: u64,
+    /// A catalogue that is missing or damaged is made anew from the
+    /// manifests that are there.
+    pub mend_catalogue: bool,
 }
 
 impl Default for Options {
@@ -59,6 +63,7 @@ impl Default for Options {
         Options {
             cache_bytes: 48 << 20,
             pack_bytes: 64 << 20,
+            mend_catalogue: false,
         }
     }
 }
@@ -109,8 +114,22 @@ pub struct Store {
     lock: Mutex<Option<StoreLock>>,
     /// Held by a gc from its start to its end.
     pub(crate) collecting: Mutex<()>,
-    /// What recovery found damaged, in words: gc deletes nothing then.
-    pub(crate) damage: Mutex<Vec<String>>,
+    /// What recovery found damaged: gc deletes nothing then.
+    pub(crate) damage: Mutex<Vec<Damage>>,
+}
+
+/// Whether a directory looks like a store: it has a header, or its copy.
+pub fn is_store(root: &Path) -> bool {
+    header_file(root).is_some()
+}
+
+/// The file of a store's header, or that of its copy; None if neither is
+/// there.
+pub fn header_file(root: &Path) -> Option<PathBuf> {
+    [manifest::header_key(), manifest::header_copy_key()]
+        .map(|key| root.join(key))
+        .into_iter()
+        .find(|path| path.exists())
 }
 
 /// Makes a store in `root`, which is made if it is not there.
@@ -127,7 +146,7 @@ pub fn init(root: &Path, options: &InitOptions) -> Result<()> {
     let shown = root.display().to_string();
     match std::fs::read_dir(root) {
         Ok(mut entries) => {
-            if root.join("manifests/store").exists() {
+            if is_store(root) {
                 return Err(Error::Exists {
                     what: "store",
                     name: shown,
@@ -169,12 +188,6 @@ pub fn init_in(files: Arc<dyn Files>, options: &InitOptions) -> Result<()> {
         .sync_dir(Path::new(""))
         .map_err(Error::io("syncing", "."))?;
     let backend: Arc<dyn Backend> = Arc::new(LocalBackend::new(files)?);
-    let catalogue = Catalogue {
-        epoch: 0,
-        sequence: 0,
-        next_number: 1,
-        entries: BTreeMap::new(),
-    };
     let key: [u8; 32] = {
         let mut hasher = blake3::Hasher::new();
         for _ in 0..4 {
@@ -191,9 +204,11 @@ pub fn init_in(files: Arc<dyn Files>, options: &InitOptions) -> Result<()> {
         key: blake3::Hash::from_bytes(key).to_hex().to_string(),
         created_ns: time::now_ns(),
     };
-    if backend.get(&manifest::catalogue_key())?.is_none() {
-        backend.put_new(&manifest::catalogue_key(), &manifest::encode(&catalogue)?)?;
-    }
+    let manifests = Manifests::new(backend.clone());
+    let catalogue = manifests.catalogue_anew(header.store, 0)?;
+    // One is there if an earlier making was cut short.
+    manifests.replace_unreadable(&catalogue)?;
+    backend.put_new(&manifest::header_copy_key(), &manifest::encode(&header)?)?;
     backend.put_new(&manifest::header_key(), &manifest::encode(&header)?)
 }
 
@@ -288,7 +303,16 @@ impl Store {
         Ok(disk)
     }
 
-    fn replace_catalogue(&self, catalogue: &mut Catalogue, mut next: Catalogue) -> Result<()> {
+    /// Holds on to the catalogue. Lock order: after a disk's `meta`.
+    pub(crate) fn lock_catalogue(&self) -> MutexGuard<'_, Catalogue> {
+        self.catalogue.lock()
+    }
+
+    pub(crate) fn replace_catalogue(
+        &self,
+        catalogue: &mut Catalogue,
+        mut next: Catalogue,
+    ) -> Result<()> {
         next.sequence += 1;
         self.engine.manifests.replace(&next)?;
         *catalogue = next;

@@ -7,6 +7,7 @@ use crate::error::{Error, Result};
 use crate::fuse::control::Verbs;
 use crate::progress::Progress;
 use crate::store::{Image, Store};
+use crate::verify::Finding;
 use parking_lot::Mutex;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
@@ -33,7 +34,14 @@ pub enum Request {
         disk: Option<String>,
     },
     /// Reads and checks everything.
-    Verify {},
+    Verify {
+        /// Mends what can be mended first.
+        #[serde(default)]
+        repair: bool,
+        /// With `repair`: forgets disks and images whose manifests are lost.
+        #[serde(default)]
+        forget_lost: bool,
+    },
     /// Frees what nothing refers to.
     Gc {
         /// Only says what it would do.
@@ -95,14 +103,27 @@ impl StoreVerbs {
             Request::Status {} => Ok(to_json(&self.store.status()?)),
             Request::List { disk: None } => self.list(),
             Request::List { disk: Some(name) } => self.list_disk(&name),
-            Request::Verify {} => {
-                let report = self.store.verify(teller, &mut |finding| {
+            Request::Verify {
+                repair,
+                forget_lost,
+            } => {
+                let mut found = |finding: Finding| {
                     teller.say(json!({ "finding": {
                         "text": finding.to_string(),
                         "details": to_json(&finding),
                     }}));
-                })?;
-                Ok(to_json(&report))
+                };
+                // What was found and mended is told as what was done.
+                let repaired = match repair {
+                    true => Some(self.store.repair(forget_lost, teller, &mut |finding| {
+                        tracing::warn!("repair: {finding}");
+                    })?),
+                    false => None,
+                };
+                let report = self.store.verify(teller, &mut found)?;
+                let mut report = to_json(&report);
+                report["repair"] = to_json(&repaired);
+                Ok(report)
             }
             Request::Gc { dry_run } => Ok(to_json(&self.store.gc(dry_run, teller)?)),
         }

@@ -1,6 +1,7 @@
 //! Reading everything there is, to find what is damaged.
 
 use crate::chunk::{ChunkId, Kind};
+use crate::disk::layer::Below;
 use crate::error::{Error, Result};
 use crate::map;
 use crate::pack;
@@ -75,6 +76,39 @@ pub struct VerifyReport {
     pub findings: u64,
 }
 
+/// What in a chain of layers under a view of `size` bytes cannot be read,
+/// beside what is in maps.
+fn unreadable(below: &Below, size: u64) -> Vec<(Range<u64>, String)> {
+    let mut found = Vec::new();
+    let mut below = below.settled();
+    loop {
+        match below {
+            Below::Empty | Below::Root(_) => return found,
+            Below::Lost(lost) => {
+                found.push((0..size, lost.error().to_string()));
+                return found;
+            }
+            Below::Layer(layer) => {
+                if let Some(broken) = layer.broken() {
+                    found.push((0..size, broken.to_owned()));
+                    return found;
+                }
+                for (range, why) in layer.lost_ranges() {
+                    if range.start < size {
+                        found.push((range.start..range.end.min(size), why.to_owned()));
+                    }
+                }
+                for (_, source) in layer.sources() {
+                    for (_, why) in unreadable(&source, size) {
+                        found.push((0..size, format!("what was copied into it: {why}")));
+                    }
+                }
+                below = layer.below().settled();
+            }
+        }
+    }
+}
+
 impl Store {
     /// Reads every manifest, map page and chunk and compares each with its
     /// checksum or id; `found` gets what is wrong. It never stops at the
@@ -104,7 +138,7 @@ impl Store {
         }
         let mut wrong = HashSet::new();
         let packs = self.chunks().verify(
-            &|done, total| progress.update("reading packs", done, total),
+            &|done, total| progress.update("reading packs (bytes)", done, total),
             &mut |finding| {
                 if let pack::Finding::Chunk { id, .. } = &finding {
                     wrong.insert(*id);
@@ -119,6 +153,7 @@ impl Store {
         report.chunks = packs.chunks;
         report.bytes = packs.bytes;
         self.verify_maps(progress, &wrong, &mut report, &mut found)?;
+        self.verify_views(&mut found);
         report.findings = count;
         Ok(report)
     }
@@ -128,15 +163,41 @@ impl Store {
         report: &mut VerifyReport,
         found: &mut dyn FnMut(Finding),
     ) -> Result<()> {
-        for detail in self.damage.lock().iter() {
-            found(Finding::Manifest {
-                detail: detail.clone(),
-            });
-        }
+        let known = self.damage.lock().clone();
+        let mut told: Vec<String> = known.into_iter().map(|damage| damage.text).collect();
         for detail in self.check_manifests(&mut report.manifests)? {
+            if !told.contains(&detail) {
+                told.push(detail);
+            }
+        }
+        for detail in told {
             found(Finding::Manifest { detail });
         }
         Ok(())
+    }
+
+    /// Tells of snapshots, disks and images that stand on something of which
+    /// nothing can be read.
+    fn verify_views(&self, found: &mut dyn FnMut(Finding)) {
+        for disk in self.all_disks() {
+            let mut tell = |what: String, size: u64, below: &Below| {
+                for (range, detail) in unreadable(below, size) {
+                    found(Finding::Range {
+                        what: what.clone(),
+                        from: range.start,
+                        to: range.end,
+                        detail,
+                    });
+                }
+            };
+            for snapshot in disk.list_snapshots() {
+                let what = disk.label_of(&snapshot);
+                tell(what, snapshot.size(), &snapshot.base());
+            }
+            if let (Some(live), Some(head)) = (disk.live(), disk.head()) {
+                tell(disk.label(), live.size, &Below::Layer(head));
+            }
+        }
     }
 
     /// Walks every map: its pages have to be there and consistent, and every
@@ -152,7 +213,7 @@ impl Store {
         let roots = self.roots();
         let unit = self.engine.sealed.chunk_size();
         let mut whole = HashSet::new();
-        for (done, (root, what)) in roots.values().enumerate() {
+        for (done, (root, views)) in roots.values().enumerate() {
             progress.update("walking maps", done as u64, roots.len() as u64);
             self.engine.check_open()?;
             let mut bad: Vec<(Range<u64>, String)> = Vec::new();
@@ -192,7 +253,7 @@ impl Store {
             bad.extend(missing);
             for (chunks, detail) in bad {
                 found(Finding::Range {
-                    what: what.clone(),
+                    what: views.join(", "),
                     from: chunks.start * unit,
                     to: (chunks.end * unit).min(root.root.size),
                     detail,

@@ -101,11 +101,20 @@ fn a_newer_store_is_refused_politely() -> Outcome {
     let said = snapdisk_fails(&["status", &text(&store.path())]);
     assert!(said.contains("telepathy"), "{said}");
 
+    // Its copy is as good; without either there is no store.
     fs::write(&header, "rubbish")?;
+    snapdisk(&["status", &text(&store.path())]);
+    assert_eq!(fs::read_to_string(&header)?, bytes);
+    fs::write(&header, "rubbish")?;
+    fs::write(store.path().join("manifests/store-copy"), "rubbish")?;
     let said = snapdisk_fails(&["status", &text(&store.path())]);
     assert!(said.contains("manifests/store"), "{said}");
-    fs::write(&header, bytes)?;
+    fs::write(&header, &bytes)?;
     snapdisk(&["status", &text(&store.path())]);
+    assert_eq!(
+        fs::read_to_string(store.path().join("manifests/store-copy"))?,
+        bytes
+    );
     Ok(())
 }
 
@@ -295,14 +304,99 @@ fn verify_finds_a_flipped_byte() -> Outcome {
             "another chunk",
         );
     }
+    drop(image);
     fs::remove_dir(take(&disk, "two"))?;
+    let said = snapdisk_fails(&["gc", &text(mount.point())]);
+    assert!(said.contains("is damaged"), "{said}");
+
+    // A repair marks the snapshot; gc then goes on and leaves the pack.
+    let said = run_verify_with(&["--repair"], mount.point(), 1);
+    assert!(said.contains("web@one"), "{said}");
+    assert_eq!(state(&snapshot), "damaged");
     snapdisk(&["gc", &text(mount.point())]);
     assert!(pack.exists(), "what is live stays, sound or not");
+    assert_eq!(
+        fs::read(snapshot.join("disk.img")).map_err(|e| e.raw_os_error()),
+        Err(Some(libc::EIO))
+    );
+
+    // The same bytes are written again, and with them the snapshot is whole.
+    fs::write(disk.join("disk.img"), &bytes)?;
+    let again = take(&disk, "again");
+    wait_ready(&again);
+    let said = run_verify_with(&["--repair"], mount.point(), 0);
+    assert!(said.contains("all is well"), "{said}");
+    assert_eq!(state(&snapshot), "ready");
+    assert!(!pack.exists(), "nothing in it is needed any more");
+    mount.remount();
+    assert_same(
+        &fs::read(snapshot.join("disk.img"))?,
+        &bytes,
+        "the snapshot",
+    );
+    run_verify(mount.point(), 0);
+    Ok(())
+}
+
+/// A store survives the loss of its catalogue, and of a disk's manifest: what
+/// is left is used, and what is lost is forgotten only when that is asked for.
+#[test]
+fn lost_manifests_are_told_of_and_forgotten_on_demand() -> Outcome {
+    if skipped(&[Need::Mount]) {
+        return Ok(());
+    }
+    let store = TestStore::new();
+    let at = text(&store.path());
+    for disk in ["one", "two"] {
+        let mount = store.mount();
+        let disk = disk_with(mount.point(), disk, &noise(3, 300_000));
+        wait_ready(&take(&disk, "first"));
+        mount.unmount();
+    }
+    fs::remove_file(store.path().join("manifests/catalogue"))?;
+    let said = snapdisk_fails(&["list", &at]);
+    assert!(
+        said.contains("catalogue") && said.contains("--repair"),
+        "{said}"
+    );
+    run_verify_with(&["--repair"], &store.path(), 0);
+    let listed = snapdisk(&["list", &at]);
+    assert!(listed.contains("one") && listed.contains("two"), "{listed}");
+
+    let manifests = fs::read_dir(store.path().join("manifests"))?;
+    let disk = manifests
+        .filter_map(|entry| Some(entry.ok()?.path()))
+        .find(|path| fs::read_to_string(path).is_ok_and(|text| text.contains(r#""name":"two""#)));
+    let disk = disk.ok_or("the manifest of disk two")?;
+    fs::write(&disk, "rubbish")?;
+    let said = run_verify_with(&["--repair"], &store.path(), 1);
+    assert!(said.contains("manifests/disk-"), "{said}");
+    let said = snapdisk_fails(&["gc", &at]);
+    assert!(said.contains("manifests/disk-"), "{said}");
+    run_verify_with(&["--repair", "--forget-lost"], &store.path(), 0);
+    snapdisk(&["gc", &at]);
+    let listed = snapdisk(&["list", &at]);
+    assert!(
+        listed.contains("one") && !listed.contains("two"),
+        "{listed}"
+    );
+    let name = disk
+        .file_name()
+        .and_then(|name| name.to_str())
+        .ok_or("a name")?;
+    let kept = store.path().join(format!("manifests/lost-{name}"));
+    assert_eq!(fs::read_to_string(kept)?, "rubbish");
+    run_verify(&store.path(), 0);
     Ok(())
 }
 
 fn run_verify(place: &Path, code: i32) -> String {
-    let output = command(SNAPDISK, &["verify", &text(place)]).output();
+    run_verify_with(&[], place, code)
+}
+
+fn run_verify_with(options: &[&str], place: &Path, code: i32) -> String {
+    let mut verify = command(SNAPDISK, &["verify", &text(place)]);
+    let output = verify.args(options).output();
     let output = output.expect("it runs");
     let said = String::from_utf8_lossy(&output.stdout).into_owned();
     let said = said + &String::from_utf8_lossy(&output.stderr);

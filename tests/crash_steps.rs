@@ -38,6 +38,7 @@ fn open(files: &FaultyFiles, root: &Path) -> Result<Arc<Store>> {
     let options = Options {
         cache_bytes: 1 << 20,
         pack_bytes: 128 << 10,
+        ..Options::default()
     };
     Store::open_in(files, root, options, &Quiet)
 }

@@ -470,7 +470,8 @@ fn a_lost_index_loses_nothing() {
             }
         }
     }
-    let harms: [(&str, &dyn Fn(&Path)); 3] = [
+    type Harm<'a> = (&'a str, &'a dyn Fn(&Path));
+    let harms: [Harm<'_>; 3] = [
         ("deleted", &|index| {
             fs::remove_dir_all(index).expect("removing it")
         }),

@@ -133,6 +133,9 @@ pub struct ChunkStore {
     /// Whether all directories were read from the packs because a chunk was
     /// in no pack that the index knows. Held over that, and taken alone.
     looked_everywhere: Mutex<bool>,
+    /// Damaged packs of which something is needed: no sweep judges them. A
+    /// leaf.
+    pub(super) apart: Mutex<HashSet<PackName>>,
 }
 
 impl fmt::Debug for ChunkStore {
@@ -168,6 +171,7 @@ impl ChunkStore {
             pins: Mutex::default(),
             poison: Mutex::default(),
             looked_everywhere: Mutex::new(false),
+            apart: Mutex::default(),
             options,
         };
         let opened = Opened {
@@ -192,7 +196,12 @@ impl ChunkStore {
     /// Finds a pack that a dedupe hit may rely on: the open one, which the
     /// batch's sync will sync, or one with the record below its synced
     /// length (invariant 5).
-    fn find(&self, kind: Kind, id: &ChunkId, mut take: impl FnMut(PackNumber) -> bool) -> bool {
+    pub(super) fn find(
+        &self,
+        kind: Kind,
+        id: &ChunkId,
+        mut take: impl FnMut(PackNumber) -> bool,
+    ) -> bool {
         if let Some((number, ..)) = self.in_open_pack(kind, id)
             && take(number)
         {

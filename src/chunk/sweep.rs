@@ -12,6 +12,7 @@
 //!
 //! Whoever deletes has to be sure: anything found wrong with any pack ends
 //! the sweep before its first deletion, and an error ends it where it is.
+//! Only packs that a repair set apart are passed over, and stay.
 
 use crate::chunk::store::{Batch, ChunkStore, Finding};
 use crate::chunk::{ChunkId, Kind};
@@ -49,7 +50,7 @@ pub struct SweepReport {
 /// A sweep that has begun. Dropping it without [`SweepRun::finish`] deletes
 /// nothing.
 pub struct SweepRun {
-    store: Arc<ChunkStore>,
+    pub(super) store: Arc<ChunkStore>,
     /// Closed before it began.
     candidates: Vec<(PackNumber, PackInfo)>,
 }
@@ -89,7 +90,9 @@ impl ChunkStore {
             }
             pins.protected = Some(pins.counts.keys().copied().collect());
             let mut candidates = self.index.packs();
-            candidates.retain(|(number, _)| Some(*number) != open);
+            let apart = self.apart.lock();
+            candidates
+                .retain(|(number, info)| Some(*number) != open && !apart.contains(&info.name));
             Ok(candidates)
         })?;
         Ok(SweepRun {
@@ -247,7 +250,7 @@ impl SweepRun {
     }
 
     /// Hides a pack from look-ups, unless somebody relies on it.
-    fn condemn(&self, number: PackNumber) -> bool {
+    pub(super) fn condemn(&self, number: PackNumber) -> bool {
         let pins = self.store.pins.lock();
         let protected = pins.protected.as_ref();
         if pins.counts.contains_key(&number)

@@ -4,7 +4,7 @@ use crate::chunk::store::{ChunkStore, Finding};
 use crate::error::{Error, Result};
 use crate::index::{PackInfo, PackNumber};
 use crate::pack::{self, PackName};
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 
 /// What was read.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -19,14 +19,23 @@ pub struct Verified {
 
 impl ChunkStore {
     /// Reads every record of every pack, unpacks and hashes it, and compares
-    /// packs with their directories. What is wrong goes to `findings`; it
+    /// packs with their directories. What is wrong goes to `report`; it
     /// never stops at the first. `progress` gets bytes done and bytes in all.
     /// Fails only when packs cannot be listed.
     pub fn verify(
         &self,
         progress: &dyn Fn(u64, u64),
-        findings: &mut dyn FnMut(Finding),
+        report: &mut dyn FnMut(Finding),
     ) -> Result<Verified> {
+        let mut told = HashSet::new();
+        let findings = &mut |finding: Finding| {
+            let pack = finding.pack().filter(|_| finding.is_damage());
+            told.extend(pack);
+            if let Some(number) = pack.and_then(|pack| self.index.number(&pack)) {
+                self.index.mark_damaged(number);
+            }
+            report(finding);
+        };
         let open = self.open_pack();
         let known: HashMap<PackName, PackInfo> = self
             .index
@@ -65,7 +74,7 @@ impl ChunkStore {
             match self.verify_pack(&name, len, fixed.is_none(), findings) {
                 Ok(chunks) => verified.chunks += chunks,
                 // Swept meanwhile.
-                Err(Error::Missing { .. }) if self.index.number(&name).is_none() => {}
+                Err(Error::Missing { .. }) if !self.is_listed(&name) => {}
                 Err(error) => findings(Finding::PackUnreadable {
                     pack: name,
                     detail: error.to_string(),
@@ -76,13 +85,27 @@ impl ChunkStore {
         }
         for (name, info) in missing {
             // Else it was swept, or had no name yet.
-            let is_there = self.index.number(&name).is_some();
-            if is_there && (info.closed || info.earlier) {
+            if self.is_listed(&name) && (info.closed || info.earlier) {
                 findings(Finding::PackMissing { pack: name });
+            }
+        }
+        // What was found when it was opened, or read, and cannot be seen now.
+        for (_, info) in self.index.packs() {
+            if info.damaged && !told.contains(&info.name) {
+                report(Finding::Directory {
+                    pack: info.name,
+                    detail: "something in it was found damaged before".to_owned(),
+                });
             }
         }
         progress(total, total);
         Ok(verified)
+    }
+
+    /// Whether a pack is there and no sweep has condemned it.
+    fn is_listed(&self, name: &PackName) -> bool {
+        let number = self.index.number(name);
+        number.is_some_and(|number| self.index.is_visible(number))
     }
 
     /// How much of a pack of this run was whole at some moment.

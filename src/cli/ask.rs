@@ -5,7 +5,7 @@ use super::failure::{Failure, of_library};
 use super::log;
 use super::mountinfo::{Mounts, absolute};
 use crate::fuse::control::Verbs;
-use crate::store::{Options, Store};
+use crate::store::{self, Options, Store};
 use crate::tree::CONTROL;
 use crate::verbs::{Request, StoreVerbs};
 use serde_json::Value;
@@ -26,8 +26,11 @@ pub(super) enum Place {
 
 /// Whether a directory is a store. An error if that cannot be told.
 pub(super) fn is_store(path: &Path) -> io::Result<bool> {
-    match fs::metadata(path.join("manifests/store")) {
-        Ok(_) => Ok(true),
+    if store::is_store(path) {
+        return Ok(true);
+    }
+    match fs::metadata(path.join("manifests")) {
+        Ok(_) => Ok(false),
         Err(error) => match error.raw_os_error() {
             Some(libc::ENOENT | libc::ENOTDIR) => Ok(false),
             _ => Err(error),
@@ -43,11 +46,9 @@ pub(super) fn check_owner(store: &Path) -> Result<(), Failure> {
             .map(|found| found.uid())
             .map_err(|error| Failure::system("opening", path, &error))
     };
+    let header = store::header_file(store).unwrap_or_else(|| store.join("manifests/store"));
     // What is in /proc/self belongs to the effective user.
-    let (user, owner) = (
-        owner(Path::new("/proc/self"))?,
-        owner(&store.join("manifests/store"))?,
-    );
+    let (user, owner) = (owner(Path::new("/proc/self"))?, owner(&header)?);
     if user != 0 || owner == 0 {
         return Ok(());
     }
@@ -131,10 +132,14 @@ impl Place {
 
 /// Opens an unmounted store for one command; its log takes what is found.
 pub(super) fn open(root: &Path, bar: &Bar) -> Result<Arc<Store>, Failure> {
+    open_with(root, Options::default(), bar)
+}
+
+fn open_with(root: &Path, options: Options, bar: &Bar) -> Result<Arc<Store>, Failure> {
     check_owner(root)?;
     log::to_store(root)?;
     let what = format!("opening {}", root.display());
-    Store::open(root, Options::default(), bar).map_err(of_library(what))
+    Store::open(root, options, bar).map_err(of_library(what))
 }
 
 /// Closes a store that [`open`] opened; what was done counts only then.
@@ -158,7 +163,11 @@ pub(super) fn ask(
     match place {
         Place::Mounted(point) => ask_mount(&point.join(CONTROL), request, &mut answer)?,
         Place::Unmounted(root) => {
-            let store = open(root, &bar)?;
+            let options = Options {
+                mend_catalogue: matches!(request, Request::Verify { repair: true, .. }),
+                ..Options::default()
+            };
+            let store = open_with(root, options, &bar)?;
             let verbs = StoreVerbs {
                 store: store.clone(),
             };
@@ -171,7 +180,7 @@ pub(super) fn ask(
     let what = match request {
         Request::Status {} => "status",
         Request::List { .. } => "list",
-        Request::Verify {} => "verify",
+        Request::Verify { .. } => "verify",
         Request::Gc { .. } => "gc",
     };
     match last {

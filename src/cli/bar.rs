@@ -40,7 +40,7 @@ impl Progress for Bar {
         if self.0.message() != doing || self.0.length().is_some() != (total > 0) {
             let template = match total {
                 0 => "{spinner} {msg} {human_pos}",
-                _ => "{msg} {wide_bar} {human_pos}/{human_len} {eta}",
+                _ => "{msg} {wide_bar} {human_pos}/{human_len} {per_sec} {eta}",
             };
             if let Ok(style) = ProgressStyle::with_template(template) {
                 self.0.set_style(style);

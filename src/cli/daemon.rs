@@ -12,6 +12,7 @@ use super::umount::{is_busy, unmount};
 use crate::error::Error;
 use crate::fuse::{self, MountOptions};
 use crate::progress::Progress;
+use crate::sandbox::{self, Outside};
 use crate::store::{self, Store};
 use crate::sys;
 use crate::verbs::StoreVerbs;
@@ -171,8 +172,15 @@ impl Daemon {
             tracing::debug!("not an I/O flusher: {error}");
         }
         let mounting = Arc::new(AtomicBool::new(false));
-        self.start_ender(mounting.clone())
+        let outside = self
+            .start_ender(mounting.clone())
+            .and_then(|()| Outside::start())
             .map_err(|error| Failure::system("starting threads for", &self.store, &error))?;
+        // All threads from here on, and this one, get at the store only.
+        match sandbox::confine(&self.store) {
+            Ok(confined) => tracing::info!("confined to the store: {confined:?}"),
+            Err(error) => tracing::warn!("not confined to the store: {error}"),
+        }
         let store = self.open_store(progress).map_err(of_library(&what))?;
         store.set_holder(&format!(
             "process {}, which mounted it on {}",
@@ -183,7 +191,14 @@ impl Daemon {
             store: store.clone(),
         });
         mounting.store(true, Ordering::SeqCst);
-        let served = fuse::serve(store.clone(), &self.point, &self.mount, verbs, |_| ready());
+        let served = fuse::serve(
+            store.clone(),
+            &self.point,
+            &self.mount,
+            verbs,
+            Arc::new(outside),
+            |_| ready(),
+        );
         let closed = store.close();
         served.map_err(of_library(&what))?;
         closed.map_err(of_library(format!("closing {}", self.store.display())))

@@ -100,7 +100,8 @@ fn hint_for(error: &Error) -> Option<&'static str> {
             "delete snapshots or make its filesystem larger; deleting still works"
         }
         Error::Damaged { .. } | Error::ChunkMissing { .. } => {
-            "`snapdisk verify STORE` lists all that is damaged"
+            "`snapdisk verify STORE` lists all that is damaged, and with --repair mends what \
+             can be mended"
         }
         Error::Poisoned { .. } | Error::MetadataUnknown { .. } => {
             "look at the disk below the store, then unmount and mount again"

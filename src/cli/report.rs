@@ -63,12 +63,29 @@ pub(super) struct List {
 /// and id. What is wrong is listed, and the exit code is then 1. Mounted
 /// stores stay in use meanwhile.
 ///
-/// Example: snapdisk verify /mnt/disks
+/// With --repair, what can be mended is mended first: the index is made anew,
+/// what is sound in damaged packs is copied out of them, another copy of a
+/// damaged chunk is used where there is one, and what nothing names is
+/// removed. Snapshots that lost something are marked and stay readable
+/// elsewhere; gc leaves what may still be needed. Nothing is thrown away that
+/// anything shows.
+///
+/// Examples:
+///   snapdisk verify /mnt/disks
+///   snapdisk verify --repair /var/lib/snapdisk
 #[derive(Args, Debug)]
+#[command(verbatim_doc_comment)]
 pub(super) struct Verify {
     /// The store, or where it is mounted
     #[arg(value_name = "STORE|MNT")]
     place: PathBuf,
+    /// Mend what can be mended first
+    #[arg(long)]
+    repair: bool,
+    /// With --repair: forget disks and images whose manifests are lost, so
+    /// that what only they had is freed
+    #[arg(long, requires = "repair")]
+    forget_lost: bool,
     /// Print JSON
     #[arg(long)]
     json: bool,
@@ -180,7 +197,11 @@ fn disk_of(path: &Path) -> Result<Option<String>, Failure> {
 pub(super) fn verify(verify: &Verify) -> anyhow::Result<ExitCode> {
     let place = Place::find(Some(&verify.place))?;
     let mut findings = Vec::new();
-    let report = ask(&place, &Request::Verify {}, &mut |finding| {
+    let request = Request::Verify {
+        repair: verify.repair,
+        forget_lost: verify.forget_lost,
+    };
+    let report = ask(&place, &request, &mut |finding| {
         if !verify.json {
             println!("damaged: {}", finding["text"].as_str().unwrap_or_default());
         }
@@ -190,6 +211,7 @@ pub(super) fn verify(verify: &Verify) -> anyhow::Result<ExitCode> {
     if verify.json {
         println!("{}", json!({ "report": report, "findings": findings }));
     } else {
+        print_fields(&report["repair"], &["damaged_packs", "copied_chunks"]);
         print_fields(&report, &["manifests", "maps", "packs", "chunks"]);
         if is_whole {
             println!("all is well");
@@ -200,8 +222,14 @@ pub(super) fn verify(verify: &Verify) -> anyhow::Result<ExitCode> {
     }
     eprintln!("snapdisk: verify: {} found damaged", findings.len());
     eprintln!(
-        "  hint: copy what is still readable to another store; keep this one as it is \
-         until that is done"
+        "  hint: {}",
+        if verify.repair {
+            "copy what is still readable to another store, then delete the snapshots that \
+             are damaged and repair again"
+        } else {
+            "`snapdisk verify --repair` mends what can be mended; before that, keep a copy of \
+             the store if you can"
+        }
     );
     Ok(ExitCode::FAILURE)
 }
@@ -226,7 +254,6 @@ pub(super) fn gc(gc: &Gc) -> anyhow::Result<ExitCode> {
 /// Prints the fields of a report, those named `first` before the others.
 fn print_fields(report: &Value, first: &[&str]) {
     let Some(fields) = report.as_object() else {
-        println!("{report}");
         return;
     };
     let others = fields
@@ -236,7 +263,7 @@ fn print_fields(report: &Value, first: &[&str]) {
     for key in first.iter().copied().chain(others) {
         let name = key.strip_suffix("_bytes").unwrap_or(key).replace('_', " ");
         match fields.get(key) {
-            None | Some(Value::Null) => {}
+            None | Some(Value::Null | Value::Object(_)) => {}
             Some(Value::Array(lines)) => {
                 for line in lines {
                     println!("{name:<16} {}", plain(line));

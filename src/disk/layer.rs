@@ -18,18 +18,18 @@ use crate::files::{File, Files};
 use crate::manifest::LayerId;
 use crate::range_map::{RangeMap, Shift};
 use parking_lot::{Condvar, Mutex, RwLock};
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
 
+pub use crate::manifest::MAX_SIZE;
+
 /// Bytes in a block: what a layer can hold or lack.
 pub const BLOCK: u64 = 4096;
 /// Bytes in a segment file; a file of ext4 ends at 16 TiB.
 pub const SEGMENT: u64 = 64 << 30;
-/// The largest disk, in bytes.
-pub const MAX_SIZE: u64 = 64 << 40;
 /// One more than the highest block there can be.
 pub const MAX_BLOCK: u64 = MAX_SIZE / BLOCK;
 /// Where layers keep their files.
@@ -190,6 +190,9 @@ pub struct Layer {
     failed: OnceLock<String>,
     /// Why its log could not be replayed: nothing in it can be read.
     broken: Option<String>,
+    /// Segments that lack something that the log says is in them, with why:
+    /// nothing more is written there, or what is lacking would read as zeros.
+    lost: BTreeMap<u64, String>,
     writers: Mutex<u64>,
     no_writers: Condvar,
     frozen: AtomicBool,
@@ -324,6 +327,7 @@ impl Layer {
             }),
             failed: OnceLock::new(),
             broken: None,
+            lost: BTreeMap::new(),
             writers: Mutex::new(0),
             no_writers: Condvar::new(),
             frozen: AtomicBool::new(false),
@@ -345,11 +349,13 @@ impl Layer {
     /// [`Layer::settle_end`] has still to be called.
     /// `segments` are the numbers of the segment files that there are;
     /// `source` finds what a graft names. A log that is missing or damaged
-    /// makes a layer that answers every read with an error.
+    /// makes a layer that answers every read with an error; so does one that
+    /// does not reach `log_end`, in bytes, as it once did.
     pub fn recover(
         id: LayerId,
         parts: LayerParts,
         segments: &[u64],
+        log_end: Option<u64>,
         source: &dyn Fn(GraftSource) -> Result<Below>,
     ) -> Result<Arc<Layer>> {
         let files = parts.files.clone();
@@ -358,7 +364,7 @@ impl Layer {
         let mut layer = Layer::with(id, parts, None);
         match files.open(&path, true) {
             Ok(file) => {
-                if let Err(error) = layer.recover_log(file, &path_text, source) {
+                if let Err(error) = layer.recover_log(file, &path_text, log_end, source) {
                     match error {
                         Error::Damaged { .. } | Error::ChunkMissing { .. } => {
                             tracing::error!("layer {id}: {error}");
@@ -386,19 +392,77 @@ impl Layer {
             };
             layer.segments.get_mut().insert(*index, Arc::new(segment));
         }
+        layer.lost = layer.look_for_lost()?;
+        for why in layer.lost.values() {
+            tracing::error!("layer {id}: {why}");
+        }
         Ok(Arc::new(layer))
+    }
+
+    /// Segments that are missing or shorter than what is in them.
+    fn look_for_lost(&self) -> Result<BTreeMap<u64, String>> {
+        let segments = self.segments.read();
+        // How far each segment has to reach: into its last block.
+        let mut needed: BTreeMap<u64, u64> = BTreeMap::new();
+        for (blocks, state) in self.content.read().presence.runs() {
+            if state != BlockState::Data {
+                continue;
+            }
+            let mut at = blocks.start * BLOCK;
+            while at < blocks.end * BLOCK {
+                let index = at / SEGMENT;
+                let end = (blocks.end * BLOCK).min((index + 1) * SEGMENT);
+                needed.insert(index, end - BLOCK + 1 - index * SEGMENT);
+                at = end;
+            }
+        }
+        let mut lost = BTreeMap::new();
+        for (index, needed) in needed {
+            let path = text(&segment_path(self.id, index));
+            let why = match segments.get(&index) {
+                None => format!("{path} is missing"),
+                Some(segment) => match segment.file.len() {
+                    Ok(len) if len < needed => format!("{path} is cut off at {len} bytes"),
+                    Ok(_) => continue,
+                    Err(error) => return Err(Error::io("sizing", path)(error)),
+                },
+            };
+            lost.insert(index, why);
+        }
+        Ok(lost)
+    }
+
+    /// Ranges of it, in bytes, in which something is lost, with why.
+    pub fn lost_ranges(&self) -> Vec<(Range<u64>, &str)> {
+        let ranges = self.lost.iter().map(|(index, why)| {
+            let from = index * SEGMENT;
+            (from..from + SEGMENT, why.as_str())
+        });
+        ranges.collect()
     }
 
     fn recover_log(
         &mut self,
         file: Arc<dyn File>,
         path: &str,
+        log_end: Option<u64>,
         source: &dyn Fn(GraftSource) -> Result<Below>,
     ) -> Result<()> {
         settle(&*file, path)?;
         let replayed = log::replay(&*file, path, self.id, &mut |record| {
             self.replay(record, source)
         })?;
+        if let Some(end) = log_end
+            && replayed.end < end
+        {
+            return Err(Error::Damaged {
+                what: format!("the layer log {path}"),
+                detail: format!(
+                    "it is whole up to {} only, and was up to {end}",
+                    replayed.end
+                ),
+            });
+        }
         if replayed.torn_bytes > 0 {
             tracing::info!(
                 "layer {}: {} bytes of an unfinished sync dropped",
@@ -468,6 +532,12 @@ impl Layer {
             self.segment(index)?;
         }
         Ok(())
+    }
+
+    /// Where its log ends on disk, in bytes; None if it has none.
+    pub fn log_end(&self) -> Option<u64> {
+        let log = self.log.lock();
+        log.file.as_ref().map(|_| log.end)
     }
 
     /// Bytes of it that are in its own segments.

@@ -20,7 +20,7 @@
 use crate::chunk::ChunkId;
 use crate::error::{Error, Result};
 use crate::files::File;
-use crate::manifest::LayerId;
+use crate::manifest::{LayerId, MAX_SIZE};
 use std::ops::Range;
 use uuid::Uuid;
 
@@ -123,6 +123,7 @@ impl Record {
             // No position is so high: sums of positions never overflow.
             (range.start < range.end && range.end < 1 << 48).then_some(range)
         }
+        let is_size = |size: &u64| *size <= MAX_SIZE;
         match take(input, 1)?[0] {
             TAG_DATA => range(input).map(Record::Data),
             TAG_ZERO => range(input).map(Record::Zero),
@@ -141,8 +142,8 @@ impl Record {
                     start,
                 })
             }
-            TAG_CUT => number(input).map(Record::Cut),
-            TAG_GROW => number(input).map(Record::Grow),
+            TAG_CUT => number(input).filter(is_size).map(Record::Cut),
+            TAG_GROW => number(input).filter(is_size).map(Record::Grow),
             TAG_MODIFIED => number(input).map(|ns| Record::Modified(ns as i64)),
             _ => None,
         }

@@ -8,6 +8,7 @@
 //! other program, and a `cp` to elsewhere, which has to keep the holes, gets
 //! the truth. A wrong guess costs time only: the bytes are the same.
 
+use crate::sandbox::Outside;
 use std::ffi::OsStr;
 use std::fs;
 use std::os::unix::ffi::OsStrExt;
@@ -15,10 +16,18 @@ use std::path::{Component, Path, PathBuf};
 
 /// Whether the process with this thread is a `cp` to somewhere below
 /// `mount_point`. False for what cannot be seen.
-pub fn copies_within(thread: u32, mount_point: &Path) -> bool {
-    let read = |name: &str| fs::read(format!("/proc/{thread}/{name}"));
-    if read("comm").is_ok_and(|comm| comm == b"cp\n")
-        && let Ok(line) = read("cmdline")
+pub fn copies_within(thread: u32, mount_point: &Path, outside: &Outside) -> bool {
+    if !fs::read(format!("/proc/{thread}/comm")).is_ok_and(|comm| comm == b"cp\n") {
+        return false;
+    }
+    // The rest is seen only by who may trace that process.
+    let mount_point = mount_point.to_owned();
+    let copies = outside.ask(move || is_copy_to(thread, &mount_point));
+    copies.unwrap_or(false)
+}
+
+fn is_copy_to(thread: u32, mount_point: &Path) -> bool {
+    if let Ok(line) = fs::read(format!("/proc/{thread}/cmdline"))
         && let Ok(directory) = fs::read_link(format!("/proc/{thread}/cwd"))
     {
         let arguments: Vec<&OsStr> = line

@@ -3,6 +3,7 @@
 use super::Adapter;
 use super::control::Verbs;
 use crate::error::{Error, Result};
+use crate::sandbox::Outside;
 use crate::store::Store;
 use fuser::{Config, MountOption, Session, SessionACL, SessionUnmounter};
 use std::fs;
@@ -237,15 +238,21 @@ impl Unmounter {
 /// once it is mounted, before the first request is answered: it must not
 /// touch the mount itself. What `verbs` are asked through the mount's
 /// control file runs in threads of its own, which may outlive the mount.
-/// The store stays open.
+/// The store stays open. The calling thread may be confined; `outside` is
+/// not.
 pub fn serve(
     store: Arc<Store>,
     mount_point: &Path,
     options: &MountOptions,
     verbs: Arc<dyn Verbs>,
+    outside: Arc<Outside>,
     ready: impl FnOnce(Unmounter),
 ) -> Result<()> {
-    let mount_point = check_mount_point(store.root(), mount_point)?;
+    let panicked = || io::Error::other("it panicked");
+    let given = (store.root().to_owned(), mount_point.to_owned());
+    let mount_point = outside
+        .ask(move || check_mount_point(&given.0, &given.1))
+        .unwrap_or_else(|| Err(Error::io("looking at", "the mount point")(panicked())))?;
     let failed = |doing| Error::io(doing, mount_point.display().to_string());
     let root = fs::canonicalize(store.root())
         .map_err(Error::io("opening", store.root().display().to_string()))?;
@@ -259,10 +266,18 @@ pub fn serve(
         user.gid(),
         options.hide_snapshots,
         verbs,
+        outside.clone(),
     );
     let shared = adapter.shared();
-    let config = options.config(&root, is_root);
-    let mut session = Session::new(adapter, &mount_point, &config).map_err(failed("mounting"))?;
+    let (point, options, of) = (mount_point.clone(), options.clone(), root.clone());
+    let session = outside.ask(move || {
+        let config = options.config(&of, is_root);
+        Session::new(adapter, point, &config)
+    });
+    let mut session = session
+        .unwrap_or_else(|| Err(panicked()))
+        .map_err(failed("mounting"))?;
+    let mut unmounter = session.unmount_callable();
     shared.set_notifier(session.notifier());
     tracing::info!(mount_point = %mount_point.display(), store = %root.display(), "mounted");
     ready(Unmounter {
@@ -272,6 +287,11 @@ pub fn serve(
     });
     let outcome = session.run();
     shared.close();
+    // Where it did not end with the mount: this thread may not unmount.
+    let ended = outside.ask(move || unmounter.unmount());
+    if let Some(Err(error)) = ended {
+        tracing::debug!("unmounting: {error}");
+    }
     tracing::info!(mount_point = %mount_point.display(), "unmounted");
     outcome.map_err(failed("serving"))
 }

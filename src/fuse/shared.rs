@@ -8,6 +8,7 @@ use super::request::{refused, reply_entry};
 use crate::disk::{Attempt, Wait};
 use crate::error::{Error, Result};
 use crate::pool::Pool;
+use crate::sandbox::Outside;
 use crate::store::Store;
 use crate::tree::{Attributes, IMAGE_FILE, Node, Tree};
 use fuser::{INodeNo, Notifier, ReplyEntry};
@@ -25,6 +26,8 @@ pub(super) struct Shared {
     pub(super) mount_point: PathBuf,
     pub(super) handles: Handles,
     pub(super) verbs: Arc<dyn Verbs>,
+    /// Looks at what a confined thread cannot see.
+    pub(super) outside: Arc<Outside>,
     /// Reads, seeks and attributes that wait for packs.
     pub(super) reads: Pool,
     /// Writes and punches that wait for packs or room.
@@ -45,12 +48,14 @@ impl Adapter {
         gid: u32,
         hide_snapshots: bool,
         verbs: Arc<dyn Verbs>,
+        outside: Arc<Outside>,
     ) -> Adapter {
         Adapter(Arc::new(Shared {
             tree: Tree::new(store, uid, gid, hide_snapshots),
             mount_point,
             handles: Handles::default(),
             verbs,
+            outside,
             reads: Pool::new("fuse-read", READ_THREADS),
             writes: Pool::new("fuse-write", WRITE_THREADS),
             meta: Pool::new("fuse-meta", META_THREADS),

@@ -88,6 +88,21 @@ pub enum Finding {
 }
 
 impl Finding {
+    /// The pack, unless it is none.
+    pub fn pack(&self) -> Option<PackName> {
+        match *self {
+            Finding::PackHeader { pack, .. }
+            | Finding::PackMissing { pack }
+            | Finding::PackUnreadable { pack, .. }
+            | Finding::PackLength { pack, .. }
+            | Finding::Directory { pack, .. }
+            | Finding::Range { pack, .. }
+            | Finding::Chunk { pack, .. }
+            | Finding::TornTail { pack, .. } => Some(pack),
+            Finding::Foreign { .. } => None,
+        }
+    }
+
     /// Whether something that was stored is no longer as it was stored.
     pub fn is_damage(&self) -> bool {
         !matches!(self, Finding::TornTail { .. } | Finding::Foreign { .. })

@@ -149,6 +149,8 @@ impl<'a> SealPass<'a> {
 
     /// Stores what the layer changes and its map.
     pub fn seal(&mut self, layer: &Layer) -> Result<()> {
+        // Of one whose log is lost nobody knows what it changes.
+        layer.check_readable()?;
         let root = self.seal_layer(layer)?;
         self.roots.insert(layer.id, Arc::new(root));
         Ok(())

@@ -5,6 +5,7 @@ use crate::chunk::Keys;
 use crate::chunk::store as chunk_store;
 use crate::disk::sealed::Sealed;
 use crate::disk::{Signal, layer};
+use crate::pack::{self, PackName};
 use crate::pool::Pool;
 use crate::recover;
 use std::collections::HashMap;
@@ -26,7 +27,7 @@ impl Store {
         if !root.is_dir() {
             return Err(not_a_store("there is no such directory".into()));
         }
-        if !root.join("manifests/store").exists() {
+        if !is_store(root) {
             return Err(not_a_store(
                 "it has no manifests/store; `snapdisk init` makes a store".into(),
             ));
@@ -51,24 +52,30 @@ impl Store {
         local.clean_temporaries()?;
         let backend: Arc<dyn Backend> = Arc::new(local);
         let manifests = Manifests::new(backend.clone());
-        let header: Header =
-            manifests
-                .read(&manifest::header_key())?
-                .ok_or_else(|| Error::NotAStore {
-                    path: root.display().to_string(),
-                    detail: "its header is missing".into(),
-                })?;
-        check_features(&header)?;
-        let mut catalogue: Catalogue =
-            manifests
-                .read(&manifest::catalogue_key())?
-                .ok_or_else(|| Error::Damaged {
-                    what: manifest::catalogue_key(),
-                    detail: "the catalogue is missing".into(),
-                })?;
+        let header = manifests
+            .header(check_features)?
+            .ok_or_else(|| Error::NotAStore {
+                path: root.display().to_string(),
+                detail: "its header is missing".into(),
+            })?;
+        let mut catalogue = match read_catalogue(&manifests, &header) {
+            Err(error @ Error::Damaged { .. }) if options.mend_catalogue => {
+                tracing::error!("{error}; it is made anew from the manifests that are there");
+                let epoch = latest_pack(&*backend)?;
+                let mut catalogue = manifests.catalogue_anew(header.store, epoch)?;
+                // Numbers of disks that were removed are not known any more,
+                // and whoever remembers their inodes should not meet them
+                // again.
+                catalogue.next_number = catalogue.next_number.saturating_add(1 << 16);
+                manifests.replace_unreadable(&catalogue)?;
+                catalogue
+            }
+            read => read?,
+        };
         // Names made in this run are told from those of every other.
-        catalogue.epoch += 1;
+        catalogue.epoch = catalogue.epoch.saturating_add(1);
         catalogue.sequence += 1;
+        catalogue.store = Some(header.store);
         manifests.replace(&catalogue)?;
 
         let key = blake3::Hash::from_hex(&header.key).map_err(|error| Error::Damaged {
@@ -88,6 +95,7 @@ impl Store {
             },
             &|done, total| progress.update("rebuilding the index", done, total),
         )?;
+        chunks.set_apart(catalogue.apart.iter().copied());
         if opened.rebuilt > 0 {
             tracing::info!("index: entries of {} packs rebuilt", opened.rebuilt);
         }
@@ -110,7 +118,7 @@ impl Store {
             dirty: AtomicBool::new(false),
             closing: AtomicBool::new(false),
         });
-        let recovered = recover::recover(&engine, &mut catalogue, progress)?;
+        let recovered = recover::recover(&engine, &catalogue, progress)?;
         let disks: BTreeMap<u32, Arc<Disk>> = recovered
             .disks
             .into_iter()
@@ -174,10 +182,59 @@ impl Store {
             tracing::error!("closing packs and index: {error}");
             outcome = Err(error);
         }
+        if outcome.is_ok()
+            && let Err(error) = self.note_closed()
+        {
+            // The next opening takes it for a crash, which loses nothing.
+            tracing::warn!("noting that the store was closed: {error}");
+        }
         *self.lock.lock() = None;
         tracing::info!("closed");
         outcome
     }
+}
+
+impl Store {
+    /// Notes how far the logs reach, now that nothing is written any more.
+    fn note_closed(&self) -> Result<()> {
+        self.engine.manifests.check_known()?;
+        let mut catalogue = self.lock_catalogue();
+        let mut next = catalogue.clone();
+        let layers = self.engine.layers.lock();
+        next.log_ends.retain(|id, _| layers.contains_key(id));
+        for layer in layers.values().filter(|layer| layer.broken().is_none()) {
+            let end = layer.log_end();
+            next.log_ends.extend(end.map(|end| (layer.id, end)));
+        }
+        drop(layers);
+        self.replace_catalogue(&mut catalogue, next)
+    }
+}
+
+fn read_catalogue(manifests: &Manifests, header: &Header) -> Result<Catalogue> {
+    let key = manifest::catalogue_key();
+    let damaged = |detail: &str| Error::Damaged {
+        what: key.clone(),
+        detail: detail.to_owned(),
+    };
+    let read: Option<Catalogue> = manifests.read(&key)?;
+    let catalogue = read.ok_or_else(|| damaged("the catalogue is missing"))?;
+    match catalogue.store {
+        Some(store) if store != header.store => {
+            Err(damaged("it is the catalogue of another store"))
+        }
+        _ => Ok(catalogue),
+    }
+}
+
+/// The latest run that wrote a pack.
+fn latest_pack(backend: &dyn Backend) -> Result<u64> {
+    let packs = backend.list(pack::PREFIX)?;
+    let names = packs
+        .iter()
+        .filter_map(|(key, _)| key.strip_prefix(pack::PREFIX));
+    let epochs = names.filter_map(|name| name.parse().ok().map(|name: PackName| name.epoch));
+    Ok(epochs.max().unwrap_or(0))
 }
 
 fn check_features(header: &Header) -> Result<()> {

@@ -51,7 +51,16 @@ impl Store {
         let stats = self.chunks().stats();
         let space = self.space()?;
         let disks = self.all_disks();
-        let mut attention = self.damage.lock().clone();
+        let mut attention: Vec<String> = {
+            let damage = self.damage.lock();
+            damage.iter().map(|damage| damage.text.clone()).collect()
+        };
+        let apart = self.chunks().apart().len();
+        if apart > 0 {
+            attention.push(format!(
+                "{apart} damaged packs are set apart: `snapdisk verify --repair` says of what"
+            ));
+        }
         for disk in &disks {
             if let Some(cause) = disk.poisoned() {
                 attention.push(format!("disk {} answers errors: {cause}", disk.name()));

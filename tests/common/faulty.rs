@@ -119,8 +119,8 @@ impl Content {
             }
         }
         let edges = match at / PAGE == end / PAGE {
-            true => vec![at..end],
-            false => vec![at..first * PAGE, last * PAGE..end],
+            true => [at..end, end..end],
+            false => [at..first * PAGE, last * PAGE..end],
         };
         for edge in edges.into_iter().filter(|edge| !edge.is_empty()) {
             if let Some(bytes) = self.pages.get_mut(&(edge.start / PAGE)) {
@@ -403,6 +403,19 @@ impl FaultyFiles {
         inode.now = content.clone();
         inode.durable = content;
         inode.pending.clear();
+    }
+
+    /// Puts a file there behind everybody's back; durable.
+    pub fn put(&self, path: &Path, bytes: &[u8]) {
+        {
+            let mut state = self.state();
+            let id = state.next_inode;
+            state.next_inode += 1;
+            state.inodes.insert(id, Inode::default());
+            state.names.insert(path.to_owned(), id);
+            state.durable_names.insert(path.to_owned(), id);
+        }
+        self.tamper(path, |content| content.extend_from_slice(bytes));
     }
 
     /// The bytes of a file as they are seen now.

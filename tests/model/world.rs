@@ -181,6 +181,7 @@ impl World {
         let options = Options {
             cache_bytes: 1 << 20,
             pack_bytes: 128 << 10,
+            ..Options::default()
         };
         Store::open_in(files, self.root.path(), options, &Quiet)
     }

@@ -72,7 +72,14 @@ impl ChunkStore {
                     return look;
                 }
                 Ok(None) => {}
-                Err(error) => look.note(error),
+                Err(error) => {
+                    // What is put again from now on is stored again, and
+                    // nothing is deleted on the word of such a pack.
+                    if matches!(error, ReadError::Damaged(_)) {
+                        self.index.mark_damaged(number);
+                    }
+                    look.note(error);
+                }
             }
         }
         look

@@ -86,7 +86,8 @@ impl Layer {
         }
     }
 
-    fn check_readable(&self) -> Result<()> {
+    /// [`Error::Damaged`] for a layer whose log cannot be read.
+    pub(crate) fn check_readable(&self) -> Result<()> {
         match &self.broken {
             None => Ok(()),
             Some(cause) => Err(Error::Damaged {
@@ -318,6 +319,12 @@ impl Layer {
 
     /// The segment file, made if there is none yet.
     pub(super) fn segment(&self, index: u64) -> Result<Arc<Segment>> {
+        if let Some(why) = self.lost.get(&index) {
+            return Err(Error::Damaged {
+                what: format!("layer {}", self.id),
+                detail: why.clone(),
+            });
+        }
         if let Some(segment) = self.segments.read().get(&index) {
             return Ok(segment.clone());
         }

@@ -1,0 +1,140 @@
+//! Getting what is sound out of damaged packs.
+//!
+//! A damaged pack is never written to and never taken for a copy of
+//! anything. What is sound in it is copied to the open pack; what is not may
+//! be in another pack, or still in memory. When nothing that is needed is
+//! left in it alone, it can go; else it is set apart: reads still try it,
+//! gc leaves it.
+
+use super::store::{Batch, ChunkStore};
+use super::sweep::SweepRun;
+use super::{ChunkId, Kind};
+use crate::error::{Error, Result};
+use crate::index::PackNumber;
+use crate::pack::{self, Entry, PackName};
+use std::collections::HashSet;
+
+/// What was got out of damaged packs.
+#[derive(Debug)]
+pub struct Salvaged {
+    /// Sound records that were in no sound pack and are now.
+    pub copied: u64,
+    /// Records that are nowhere any more, of those that are known of.
+    pub lost: u64,
+    /// The packs that could be read, damaged as they are.
+    pub packs: Vec<(PackNumber, PackName)>,
+    /// Keeps what was relied on until what names it is durable.
+    batch: Batch,
+}
+
+impl ChunkStore {
+    /// Sets packs apart: no sweep judges them.
+    pub fn set_apart(&self, packs: impl IntoIterator<Item = PackName>) {
+        *self.apart.lock() = packs.into_iter().collect();
+    }
+
+    /// Packs that no sweep judges.
+    pub fn apart(&self) -> HashSet<PackName> {
+        self.apart.lock().clone()
+    }
+
+    /// Whether a pack that is not damaged has a chunk. Reads no chunk.
+    pub fn has_sound(&self, kind: Kind, id: &ChunkId) -> bool {
+        self.find(kind, id, |_| true)
+    }
+}
+
+impl SweepRun {
+    /// Copies what is sound in the damaged ones of `packs` and in no sound
+    /// pack. Durable when this returns.
+    pub fn salvage(&self, packs: &[PackName]) -> Result<Salvaged> {
+        let index = self.store.index();
+        let mut salvaged = Salvaged {
+            copied: 0,
+            lost: 0,
+            packs: Vec::new(),
+            batch: self.store.begin(),
+        };
+        let open = self.store.open_pack().map(|(number, ..)| number);
+        let numbered = packs
+            .iter()
+            .filter_map(|name| Some((index.number(name)?, *name)));
+        let numbered: Vec<_> = numbered
+            .filter(|(number, _)| Some(*number) != open)
+            .collect();
+        let from: HashSet<PackNumber> = numbered.iter().map(|(number, _)| *number).collect();
+        let mut known: Vec<Entry> = Vec::new();
+        for (number, name) in numbered {
+            match self.salvage_pack(number, &name, &mut salvaged) {
+                Ok(()) => salvaged.packs.push((number, name)),
+                // Whatever it is that cannot be read: what else had it says.
+                Err(error) if !error.is_no_space() && self.store.check_poison().is_ok() => {
+                    tracing::error!("pack {name}: {error}");
+                }
+                Err(error) => return Err(error),
+            }
+            match index.directory(number) {
+                Ok(directory) => known.extend(directory.entries()),
+                Err(error) => tracing::error!("pack {name}: {error}"),
+            }
+        }
+        for entry in &known {
+            let (kind, id) = (entry.kind, &entry.id);
+            if !salvaged.batch.contains(kind, id)
+                && let Some(bytes) = self.store.cached(kind, id)
+                && salvaged.batch.put(kind, id, &bytes)?
+            {
+                salvaged.copied += 1;
+            }
+        }
+        salvaged.batch.sync()?;
+        for entry in &known {
+            if self.store.read_back(entry, &from).is_err() {
+                salvaged.lost += 1;
+            }
+        }
+        Ok(salvaged)
+    }
+
+    fn salvage_pack(
+        &self,
+        number: PackNumber,
+        name: &PackName,
+        salvaged: &mut Salvaged,
+    ) -> Result<()> {
+        let store = &self.store;
+        let len = match store.index().info(number) {
+            Some(info) => info.file_len,
+            None => return Ok(()),
+        };
+        let mut failed: Option<Error> = None;
+        pack::scan(&*store.backend, name, len, |entry, stored| {
+            if failed.is_some()
+                || stored.open(&store.keys).is_err()
+                || salvaged.batch.contains(entry.kind, &entry.id)
+            {
+                return;
+            }
+            match salvaged.batch.append(&stored) {
+                Ok(new) => salvaged.copied += u64::from(new),
+                Err(error) => failed = Some(error),
+            }
+        })?;
+        match failed {
+            Some(error) => Err(error),
+            None => Ok(()),
+        }
+    }
+
+    /// Deletes packs in which nothing is needed; false for those that
+    /// somebody relies on.
+    pub fn remove(&self, number: PackNumber, name: &PackName) -> Result<bool> {
+        self.store.check_poison()?;
+        if !self.condemn(number) {
+            return Ok(false);
+        }
+        self.store.backend.delete(&name.key())?;
+        self.store.index().remove(number);
+        Ok(true)
+    }
+}

@@ -1,0 +1,235 @@
+//! Mending what can be mended, and setting apart what cannot.
+//!
+//! Nothing is thrown away here that anything still shows or might show: a
+//! damaged pack goes when everything that any map names can be read without
+//! it, and stays, left alone by gc, as long as something cannot.
+
+use crate::chunk::{ChunkId, Kind};
+use crate::disk::layer::Below;
+use crate::error::Result;
+use crate::manifest;
+use crate::map;
+use crate::pack::PackName;
+use crate::progress::Progress;
+use crate::recover;
+use crate::store::Store;
+use crate::verify::Finding;
+use serde::Serialize;
+use std::collections::{BTreeSet, HashMap, HashSet};
+use uuid::Uuid;
+
+/// What a repair did.
+#[derive(Clone, Debug, Default, Serialize)]
+pub struct RepairReport {
+    /// Packs whose places the index learned anew, from the packs.
+    pub indexed_packs: u64,
+    /// Packs with something damaged in them.
+    pub damaged_packs: u64,
+    /// Records that were sound, in damaged packs only, and are in a sound
+    /// one now.
+    pub copied_chunks: u64,
+    /// Damaged packs that were removed, as nothing in them is needed.
+    pub removed_packs: u64,
+    /// Damaged packs that stay, as something in them is needed and may be
+    /// nowhere else. gc leaves them.
+    pub kept_packs: u64,
+    /// Snapshots, disks and images of which a range is lost.
+    pub damaged_views: u64,
+    /// Files and manifests that nothing names, removed.
+    pub orphans: u64,
+    /// Disks and images whose manifests were lost, forgotten because that
+    /// was asked for.
+    pub forgotten: u64,
+}
+
+impl Store {
+    /// Rebuilds the index, gets what is sound out of damaged packs, marks
+    /// snapshots that lost something, and removes what is orphaned. `found`
+    /// gets what could not be mended. With `forget_lost`, disks and images
+    /// whose manifests are gone or unreadable are taken off the catalogue.
+    pub fn repair(
+        &self,
+        forget_lost: bool,
+        progress: &dyn Progress,
+        found: &mut dyn FnMut(Finding),
+    ) -> Result<RepairReport> {
+        let _one = self.collecting.lock();
+        self.engine.check_open()?;
+        self.engine.manifests.check_known()?;
+        let mut report = RepairReport::default();
+        let chunks = self.chunks();
+        // From here on no pack goes, and what others rely on is known.
+        let run = chunks.sweep_begin()?;
+        report.indexed_packs = chunks.index().rebuild_all(&|done, total| {
+            progress.update("rebuilding the index", done, total);
+        });
+        let mut damaged: BTreeSet<PackName> = BTreeSet::new();
+        chunks.verify(
+            &|done, total| progress.update("reading packs (bytes)", done, total),
+            &mut |finding| {
+                if finding.is_damage() {
+                    damaged.extend(finding.pack());
+                    found(Finding::Pack(finding));
+                }
+            },
+        )?;
+        report.damaged_packs = damaged.len() as u64;
+        let damaged: Vec<PackName> = damaged.into_iter().collect();
+        progress.update("copying what is sound", 0, 0);
+        let salvaged = run.salvage(&damaged)?;
+        report.copied_chunks = salvaged.copied;
+
+        let lost = self.lost_ranges(progress, found)?;
+        report.damaged_views = lost.values().filter(|lost| **lost).count() as u64;
+        self.mark_snapshots(&lost)?;
+        let unknown = !self.damage.lock().is_empty();
+        let mut kept: BTreeSet<PackName> = damaged.iter().copied().collect();
+        if report.damaged_views == 0 && !unknown {
+            for (number, name) in &salvaged.packs {
+                if run.remove(*number, name)? {
+                    kept.remove(name);
+                    report.removed_packs += 1;
+                }
+            }
+        }
+        report.kept_packs = kept.len() as u64;
+        self.set_apart(kept)?;
+        drop(salvaged);
+        if forget_lost {
+            report.forgotten = self.forget_lost()?;
+        }
+        if self.damage.lock().is_empty() {
+            // Nobody adds a disk meanwhile.
+            let catalogue = self.lock_catalogue();
+            report.orphans = recover::remove_orphans(&self.engine, &catalogue)?;
+        }
+        for damage in self.damage.lock().iter() {
+            found(Finding::Manifest {
+                detail: damage.text.clone(),
+            });
+        }
+        Ok(report)
+    }
+
+    /// Notes durably which packs gc leaves.
+    fn set_apart(&self, packs: BTreeSet<PackName>) -> Result<()> {
+        let mut catalogue = self.lock_catalogue();
+        if catalogue.apart != packs {
+            let mut next = catalogue.clone();
+            next.apart = packs.clone();
+            self.replace_catalogue(&mut catalogue, next)?;
+        }
+        self.chunks().set_apart(packs);
+        Ok(())
+    }
+
+    /// For every root whether something that it shows is in no sound pack;
+    /// those ranges go to `found`.
+    fn lost_ranges(
+        &self,
+        progress: &dyn Progress,
+        found: &mut dyn FnMut(Finding),
+    ) -> Result<HashMap<ChunkId, bool>> {
+        let chunks = self.chunks();
+        let unit = self.engine.sealed.chunk_size();
+        let roots = self.roots();
+        let mut lost = HashMap::new();
+        let mut whole = HashSet::new();
+        for (done, (id, (root, views))) in roots.iter().enumerate() {
+            progress.update("walking maps", done as u64, roots.len() as u64);
+            self.engine.check_open()?;
+            let mut bad = Vec::new();
+            if !chunks.has_sound(Kind::Root, id) {
+                bad.push((
+                    0..root.root.chunks(),
+                    format!("its root {id} is in no sound pack"),
+                ));
+            }
+            let (mut pages, mut gone) = (Vec::new(), 0);
+            let mut missing = Vec::new();
+            map::walk_findings(
+                &*self.engine.sealed,
+                &root.root,
+                &mut |page, _| {
+                    let new = !whole.contains(page);
+                    if new {
+                        gone += u64::from(!chunks.has_sound(Kind::Page, page));
+                        pages.push(*page);
+                    }
+                    new
+                },
+                &mut |index, chunk| {
+                    if !chunks.has_sound(Kind::Data, chunk) {
+                        let detail = format!("chunk {chunk} is in no sound pack");
+                        missing.push((index..index + 1, detail));
+                    }
+                },
+                &mut |range, _, error| bad.push((range, error.to_string())),
+            );
+            bad.append(&mut missing);
+            if gone > 0 && bad.is_empty() {
+                // Pages that are in memory still.
+                let detail = format!("{gone} of its map pages are in no sound pack");
+                bad.push((0..root.root.chunks(), detail));
+            }
+            lost.insert(*id, !bad.is_empty());
+            if bad.is_empty() {
+                whole.extend(pages);
+            }
+            for (range, detail) in bad {
+                found(Finding::Range {
+                    what: views.join(", "),
+                    from: range.start * unit,
+                    to: (range.end * unit).min(root.root.size),
+                    detail,
+                });
+            }
+        }
+        Ok(lost)
+    }
+
+    /// Notes on every sealed snapshot whether something of it is lost.
+    fn mark_snapshots(&self, lost: &HashMap<ChunkId, bool>) -> Result<()> {
+        for disk in self.all_disks() {
+            let mut changed = false;
+            for snapshot in disk.list_snapshots() {
+                if let Below::Root(root) = snapshot.base()
+                    && let Some(lost) = lost.get(&root.id)
+                {
+                    changed |= snapshot.mark_damaged(*lost);
+                }
+            }
+            if changed {
+                disk.publish()?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Takes entries off the catalogue of which recovery could make nothing.
+    /// Their manifests stay aside, for whoever can read more of them.
+    fn forget_lost(&self) -> Result<u64> {
+        let lost: HashSet<Uuid> = {
+            let damage = self.damage.lock();
+            damage.iter().filter_map(|damage| damage.entry).collect()
+        };
+        let mut catalogue = self.lock_catalogue();
+        let mut next = catalogue.clone();
+        next.entries.retain(|id, _| !lost.contains(id));
+        let keys: Vec<String> = catalogue
+            .entries
+            .iter()
+            .filter(|(id, _)| lost.contains(id))
+            .map(|(id, kind)| manifest::entry_key(id, *kind))
+            .collect();
+        if !keys.is_empty() {
+            self.replace_catalogue(&mut catalogue, next)?;
+        }
+        for key in &keys {
+            tracing::warn!("{key} is forgotten");
+            self.engine.manifests.set_aside(key)?;
+        }
+        self.damage.lock().retain(|damage| damage.entry.is_none());
+        Ok(keys.len() as u64)
+    }
+}
