@@ -105,6 +105,8 @@ pub struct Work {
     pub collect: bool,
     /// Imports whose writers are gone.
     pub finish: bool,
+    /// Snapshots that may have a date on which they end.
+    pub expire: bool,
 }
 
 /// Wakes the background threads.
@@ -443,9 +445,13 @@ impl Disk {
     /// Writes its manifest as it is now: a new disk's first, or after layers
     /// were sealed.
     pub(crate) fn publish(&self) -> Result<()> {
-        let meta = self.meta.lock();
+        self.publish_under(&self.meta.lock())
+    }
+
+    /// [`Disk::publish`] for who holds the `meta` lock.
+    pub(crate) fn publish_under(&self, meta: &Meta<'_>) -> Result<()> {
         let state = self.state.read().clone();
-        self.commit(&meta, state)
+        self.commit(meta, state)
     }
 
     /// Makes `next` the disk's state: durable first, then visible. If it is

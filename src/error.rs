@@ -109,6 +109,14 @@ pub enum Error {
         /// The limit.
         limit: u64,
     },
+    /// More of something than one thing may have.
+    #[error("too much: {what} (limit {limit})")]
+    TooMuch {
+        /// What there would be too much of.
+        what: String,
+        /// The limit.
+        limit: u64,
+    },
     /// No room for more data; deleting still works.
     #[error("the store is full: {free} bytes are left, of which {reserve} are kept for deleting")]
     Full {

@@ -9,7 +9,7 @@
 
 use crate::error::Error;
 use crate::tree::Node;
-use crate::tree::attribute::{Effect, PREFIX};
+use crate::tree::attribute::{Mode, PREFIX, USER};
 use crate::tree::change::Change;
 use fuser::{
     BsdFileFlags, CopyFileRangeFlags, Errno, FileHandle, Filesystem, FopenFlags, Generation,
@@ -21,7 +21,7 @@ use handle::Handle;
 use parking_lot::Mutex;
 use request::{
     attributes_live, file_attr, file_type, is_image, name_lives, owner, process_of, refused,
-    reply_entry, time,
+    reply_entry, reply_xattr, time,
 };
 use shared::Shared;
 use std::ffi::OsStr;
@@ -517,21 +517,29 @@ impl Filesystem for Adapter {
         number: INodeNo,
         name: &OsStr,
         value: &[u8],
-        _: i32,
+        flags: i32,
         _: u32,
         reply: ReplyEmpty,
     ) {
         let (name, value) = (name.to_owned(), value.to_owned());
+        let (mode, unfit) = match flags {
+            libc::XATTR_CREATE => (Mode::Create, Errno::EEXIST),
+            libc::XATTR_REPLACE => (Mode::Replace, Errno::ENODATA),
+            _ => (Mode::Any, Errno::EINVAL),
+        };
         let shared = self.shared();
         self.0.meta.run(move || {
-            let set = shared
-                .node(number)
-                .and_then(|node| shared.tree.set_extended_attribute(node, &name, &value));
+            let set = shared.node(number).and_then(|node| {
+                shared
+                    .tree
+                    .set_extended_attribute(node, &name, &value, mode)
+            });
             match set {
-                Ok(Effect::ImageReplaced(disk)) => {
-                    shared.forget_image(disk);
+                Ok(Some(effect)) => {
+                    shared.take_effect(effect);
                     reply.ok();
                 }
+                Ok(None) => reply.error(unfit),
                 Err(error) => reply.error(refused("setxattr", shared.shown(number), &error)),
             }
         });
@@ -539,7 +547,8 @@ impl Filesystem for Adapter {
 
     fn getxattr(&self, _: &Request, number: INodeNo, name: &OsStr, size: u32, reply: ReplyXattr) {
         // The kernel and ls ask for others all the time.
-        if !name.as_encoded_bytes().starts_with(PREFIX.as_bytes()) {
+        let asked = name.as_encoded_bytes();
+        if !asked.starts_with(PREFIX.as_bytes()) && !asked.starts_with(USER.as_bytes()) {
             return reply.error(Errno::ENODATA);
         }
         let name = name.to_owned();
@@ -549,26 +558,39 @@ impl Filesystem for Adapter {
                 .and_then(|node| shared.tree.extended_attribute(node, &name));
             match value {
                 Ok(None) => reply.error(Errno::ENODATA),
-                Ok(Some(value)) if size == 0 => reply.size(value.len() as u32),
-                Ok(Some(value)) if value.len() > size as usize => reply.error(Errno::ERANGE),
-                Ok(Some(value)) => reply.data(&value),
+                Ok(Some(value)) => reply_xattr(reply, size, &value),
                 Err(error) => reply.error(refused("getxattr", shared.shown(number), &error)),
             }
         });
     }
 
-    fn listxattr(&self, _: &Request, _: INodeNo, size: u32, reply: ReplyXattr) {
-        match size {
-            0 => reply.size(0),
-            _ => reply.data(&[]),
+    fn listxattr(&self, _: &Request, number: INodeNo, size: u32, reply: ReplyXattr) {
+        let names = self
+            .0
+            .node(number)
+            .and_then(|node| self.0.tree.extended_attributes(node));
+        match names {
+            Ok(names) => {
+                let list: String = names.iter().map(|name| format!("{name}\0")).collect();
+                reply_xattr(reply, size, list.as_bytes());
+            }
+            Err(error) => reply.error(refused("listxattr", self.0.shown(number), &error)),
         }
     }
 
     fn removexattr(&self, _: &Request, number: INodeNo, name: &OsStr, reply: ReplyEmpty) {
-        match self.0.tree.remove_extended_attribute(name) {
-            Ok(()) => reply.ok(),
-            Err(error) => reply.error(refused("removexattr", self.0.shown(number), &error)),
-        }
+        let name = name.to_owned();
+        self.meta(move |shared| {
+            let removed = shared
+                .node(number)
+                .and_then(|node| shared.tree.remove_extended_attribute(node, &name));
+            match removed {
+                // It changes what is said of the snapshot, and nothing else.
+                Ok(true) => reply.ok(),
+                Ok(false) => reply.error(Errno::ENODATA),
+                Err(error) => reply.error(refused("removexattr", shared.shown(number), &error)),
+            }
+        });
     }
 
     fn fallocate(

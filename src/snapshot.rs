@@ -10,7 +10,6 @@ use crate::error::Result;
 use crate::manifest::{BaseRecord, Owner, SnapshotKind, SnapshotRecord};
 use crate::time;
 use parking_lot::RwLock;
-use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU32, Ordering};
 use std::time::SystemTime;
@@ -18,6 +17,9 @@ use uuid::Uuid;
 
 mod info;
 mod manage;
+mod notes;
+
+pub use notes::Notes;
 
 /// A disk as it was at one instant.
 pub struct Snapshot {
@@ -29,9 +31,8 @@ pub struct Snapshot {
     /// Owner of the live image at that instant.
     pub owner: Owner,
     pub(crate) created_ns: i64,
-    pub(crate) expires_ns: Option<i64>,
-    hold: Option<String>,
-    tags: BTreeMap<String, String>,
+    /// Changed under the disk's `meta` only.
+    notes: RwLock<Notes>,
     name: RwLock<String>,
     base: RwLock<Below>,
     changed_ns: AtomicI64,
@@ -56,9 +57,7 @@ impl Snapshot {
             size,
             owner,
             created_ns,
-            expires_ns: None,
-            hold: None,
-            tags: BTreeMap::new(),
+            notes: RwLock::default(),
             name: RwLock::default(),
             base: RwLock::new(base),
             changed_ns: AtomicI64::new(created_ns),
@@ -75,9 +74,11 @@ impl Snapshot {
             size: record.size,
             owner: record.owner,
             created_ns: record.created_ns,
-            expires_ns: record.expires_ns,
-            hold: record.hold.clone(),
-            tags: record.tags.clone(),
+            notes: RwLock::new(Notes {
+                hold: record.hold.clone(),
+                expires_ns: record.expires_ns,
+                tags: record.tags.clone(),
+            }),
             name: RwLock::new(record.name.clone()),
             base: RwLock::new(base),
             changed_ns: AtomicI64::new(record.changed_ns.max(record.created_ns)),
@@ -87,6 +88,7 @@ impl Snapshot {
     }
 
     pub(crate) fn record(&self, name: &str, base: BaseRecord) -> SnapshotRecord {
+        let notes = self.notes();
         SnapshotRecord {
             id: self.id,
             number: self.number,
@@ -96,12 +98,21 @@ impl Snapshot {
             size: self.size,
             created_ns: self.created_ns,
             changed_ns: self.changed_ns.load(Ordering::Relaxed),
-            expires_ns: self.expires_ns,
-            hold: self.hold.clone(),
-            tags: self.tags.clone(),
+            expires_ns: notes.expires_ns,
+            hold: notes.hold,
+            tags: notes.tags,
             owner: self.owner,
             damaged: self.damaged.load(Ordering::Relaxed),
         }
+    }
+
+    /// What is noted on it.
+    pub(crate) fn notes(&self) -> Notes {
+        self.notes.read().clone()
+    }
+
+    pub(crate) fn set_notes(&self, notes: Notes) {
+        *self.notes.write() = notes;
     }
 
     /// Its number in the disk, which rises with every snapshot.

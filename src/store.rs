@@ -23,6 +23,7 @@ use std::thread::JoinHandle;
 use uuid::Uuid;
 
 mod background;
+mod expire;
 mod images;
 mod lock;
 mod open;

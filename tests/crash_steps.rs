@@ -12,55 +12,21 @@ mod common;
 
 use common::bytes::Random;
 use common::faulty::FaultyFiles;
+use common::library::*;
 use snapdisk::disk::{Disk, Source, Wait};
 use snapdisk::error::Result;
-use snapdisk::files::Files;
-use snapdisk::manifest::Owner;
 use snapdisk::name::{DiskName, ImageName, SnapshotName};
 use snapdisk::progress::Quiet;
-use snapdisk::store::{self, Image, InitOptions, Options, Store};
+use snapdisk::store::{Image, Store};
 use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::Arc;
 
-const OWNER: Owner = Owner {
-    uid: 0,
-    gid: 0,
-    mode: 0o644,
-};
-const CHUNK: usize = 16 << 10;
-
 /// Everything that can be seen in a store: what it is called, and a hash.
 type Content = BTreeMap<String, String>;
 
-fn open(files: &FaultyFiles, root: &Path) -> Result<Arc<Store>> {
-    let files: Arc<dyn Files> = Arc::new(files.clone());
-    let options = Options {
-        cache_bytes: 1 << 20,
-        pack_bytes: 128 << 10,
-        ..Options::default()
-    };
-    Store::open_in(files, root, options, &Quiet)
-}
-
 fn disk(store: &Store, name: &str) -> Arc<Disk> {
     store.disk(name).unwrap_or_else(|| panic!("disk {name}"))
-}
-
-fn write(disk: &Arc<Disk>, at: usize, bytes: &[u8]) -> Result<()> {
-    disk.write(at as u64, bytes, Wait::Yes)?.waited();
-    disk.flush()
-}
-
-fn take(disk: &Arc<Disk>, name: &str) -> Result<()> {
-    let name = SnapshotName::parse(name.as_ref())?;
-    disk.take_snapshot(name).map(drop)
-}
-
-fn make(store: &Store, name: &str) -> Result<Arc<Disk>> {
-    let disk = store.create_disk(DiskName::parse(name.as_ref())?, OWNER)?;
-    disk.create_image(OWNER)?;
-    Ok(disk)
 }
 
 fn wait_sealed(disk: &Disk) {
@@ -72,22 +38,20 @@ fn wait_sealed(disk: &Disk) {
 /// Two disks with sealed and unsealed snapshots, a link, an import, dead
 /// chunks, and a head with data.
 fn sample(root: &Path) -> FaultyFiles {
-    let files = FaultyFiles::new();
-    let chunk_size = CHUNK as u32;
-    store::init_in(Arc::new(files.clone()), &InitOptions { chunk_size }).expect("a new store");
-    let store = open(&files, root).expect("it opens");
+    let files = new_files();
+    let store = open_files(&files, root).expect("it opens");
     let made = (|| {
         let mut random = Random(5);
         let web = make(&store, "web")?;
         write(&web, 0, &random.bytes(12 * CHUNK))?;
-        take(&web, "one")?;
+        take_of(&web, "one")?;
         write(&web, 2 * CHUNK + 100, &random.bytes(3 * CHUNK))?;
-        take(&web, "two")?;
+        take_of(&web, "two")?;
         write(&web, CHUNK, &random.bytes(11 * CHUNK))?;
-        take(&web, "gone")?;
+        take_of(&web, "gone")?;
         let db = make(&store, "db")?;
         write(&db, 0, &random.bytes(4 * CHUNK + 77))?;
-        take(&db, "base")?;
+        take_of(&db, "base")?;
         wait_sealed(&web);
         wait_sealed(&db);
         web.rollback("two", true)?;
@@ -177,7 +141,7 @@ fn crash_at_every_step(
         root
     };
     let (before, after) = {
-        let store = open(&sample.fork(), &index_of("expected")).expect("it opens");
+        let store = open_files(&sample.fork(), &index_of("expected")).expect("it opens");
         let before = content(&store);
         operation(&store).unwrap_or_else(|error| panic!("{what}: {error}"));
         let after = content(&store);
@@ -188,7 +152,7 @@ fn crash_at_every_step(
     let mut random = Random(what.len() as u64);
     for effects in 0.. {
         let files = sample.fork();
-        let store = open(&files, &root).unwrap_or_else(|error| panic!("{what}: {error}"));
+        let store = open_files(&files, &root).unwrap_or_else(|error| panic!("{what}: {error}"));
         files.stop_after(effects);
         let done = operation(&store);
         let through = !files.is_stopped();
@@ -229,10 +193,10 @@ fn check_left(
     let mut random = Random(effects);
     let files = left.fork();
     files.stop_after(random.below(8));
-    drop(open(&files, root));
+    drop(open_files(&files, root));
     files.stop();
     for files in [left.fork(), files.crash(&mut random)] {
-        let store = open(&files, root).unwrap_or_else(|error| panic!("{what}: {error}"));
+        let store = open_files(&files, root).unwrap_or_else(|error| panic!("{what}: {error}"));
         let found = content(&store);
         match acknowledged {
             Some(after) => assert_eq!(&found, after, "{what}: acknowledged"),
@@ -249,7 +213,7 @@ fn check_left(
 }
 
 const OPERATIONS: [(&str, Operation); 14] = [
-    ("take", |store| take(&disk(store, "web"), "new")),
+    ("take", |store| take_of(&disk(store, "web"), "new")),
     ("delete", |store| disk(store, "web").delete_snapshot("two")),
     ("gc with compaction", |store| {
         store.gc(false, &Quiet).map(drop)
@@ -296,10 +260,10 @@ const OPERATIONS: [(&str, Operation); 14] = [
 /// thing on disk.
 #[test]
 fn a_crash_at_any_step_leaves_the_state_before_or_after() {
-    let index = tempfile::tempdir().expect("a temporary directory");
+    let index = memory_dir();
     let sample = sample(index.path());
     {
-        let store = open(&sample.fork(), index.path()).expect("it opens");
+        let store = open_files(&sample.fork(), index.path()).expect("it opens");
         let report = store.gc(false, &Quiet).expect("a gc");
         assert!(
             report.packs_compacted > 0,
@@ -320,21 +284,21 @@ fn a_crash_at_any_step_leaves_the_state_before_or_after() {
 /// the seal is done after it.
 #[test]
 fn a_crash_at_any_step_of_a_seal_loses_nothing() {
-    let index = tempfile::tempdir().expect("a temporary directory");
+    let index = memory_dir();
     let sample = sample(index.path());
     let mut random = Random(3);
     let expected = {
-        let store = open(&sample.fork(), index.path()).expect("it opens");
-        take(&disk(&store, "web"), "new").expect("a snapshot");
+        let store = open_files(&sample.fork(), index.path()).expect("it opens");
+        take_of(&disk(&store, "web"), "new").expect("a snapshot");
         let expected = content(&store);
         store.close().expect("closing");
         expected
     };
     for effects in 0.. {
         let files = sample.fork();
-        let store = open(&files, index.path()).expect("it opens");
+        let store = open_files(&files, index.path()).expect("it opens");
         let web = disk(&store, "web");
-        take(&web, "new").expect("a snapshot");
+        take_of(&web, "new").expect("a snapshot");
         files.stop_after(effects);
         common::wait_until("the seal ends or the power fails", || {
             files.is_stopped() || web.snapshots().iter().all(|s| s.state() == "ready")
@@ -343,7 +307,7 @@ fn a_crash_at_any_step_of_a_seal_loses_nothing() {
         files.stop();
         drop((web, store));
         let left = files.crash(&mut random);
-        let store = open(&left, index.path()).expect("it opens after a crash");
+        let store = open_files(&left, index.path()).expect("it opens after a crash");
         assert_eq!(content(&store), expected, "stopped after {effects}");
         wait_sealed(&disk(&store, "web"));
         assert_eq!(content(&store), expected, "sealed after {effects}");
@@ -360,15 +324,15 @@ fn a_crash_at_any_step_of_a_seal_loses_nothing() {
 /// own effects, and again.
 #[test]
 fn a_crash_at_any_step_of_recovery_loses_nothing() {
-    let index = tempfile::tempdir().expect("a temporary directory");
+    let index = memory_dir();
     let sample = sample(index.path());
     let mut random = Random(9);
     // Layers unsealed, manifests unlisted, packs torn.
     let files = sample.fork();
-    let store = open(&files, index.path()).expect("it opens");
+    let store = open_files(&files, index.path()).expect("it opens");
     let web = disk(&store, "web");
     write(&web, 3 * CHUNK, &Random(4).bytes(2 * CHUNK)).expect("a write");
-    take(&web, "new").expect("a snapshot");
+    take_of(&web, "new").expect("a snapshot");
     let expected = content(&store);
     files.stop();
     drop((web, store));
@@ -378,7 +342,7 @@ fn a_crash_at_any_step_of_recovery_loses_nothing() {
         for effects in 0.. {
             let files = left.fork();
             files.stop_after(effects);
-            let opened = open(&files, index.path());
+            let opened = open_files(&files, index.path());
             let through = !files.is_stopped();
             if let Err(error) = &opened {
                 assert!(!through, "round {round}: {error}");
@@ -386,7 +350,7 @@ fn a_crash_at_any_step_of_recovery_loses_nothing() {
             files.stop();
             drop(opened);
             let again = files.crash(&mut random);
-            let store = open(&again, index.path()).expect("it opens after two crashes");
+            let store = open_files(&again, index.path()).expect("it opens after two crashes");
             assert_eq!(content(&store), expected, "round {round}, after {effects}");
             assert_sound(&store, "after a recovery that was stopped");
             store.close().expect("closing");

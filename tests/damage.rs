@@ -14,25 +14,18 @@ mod common;
 
 use common::bytes::Random;
 use common::faulty::FaultyFiles;
+use common::library::*;
 use snapdisk::disk::{Disk, Wait};
 use snapdisk::error::{Error, Result};
 use snapdisk::files::Files;
-use snapdisk::manifest::Owner;
-use snapdisk::name::{DiskName, ImageName, SnapshotName};
+use snapdisk::name::ImageName;
 use snapdisk::progress::Quiet;
-use snapdisk::store::{self, Image, InitOptions, Options, Store};
+use snapdisk::store::{Image, Options, Store};
 use snapdisk::verify::Finding;
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-
-const OWNER: Owner = Owner {
-    uid: 0,
-    gid: 0,
-    mode: 0o644,
-};
-const CHUNK: usize = 16 << 10;
 
 /// What a view shows, chunk by chunk; None where it answers an error.
 type View = Vec<Option<Vec<u8>>>;
@@ -46,68 +39,32 @@ struct Sample {
     views: Views,
 }
 
-fn open(files: &FaultyFiles, root: &Path) -> Result<Arc<Store>> {
-    let files: Arc<dyn Files> = Arc::new(files.clone());
-    let options = Options {
-        cache_bytes: 1 << 20,
-        pack_bytes: 128 << 10,
-        ..Options::default()
-    };
-    Store::open_in(files, root, options, &Quiet)
-}
-
-fn write(disk: &Arc<Disk>, at: usize, bytes: &[u8]) -> Result<()> {
-    disk.write(at as u64, bytes, Wait::Yes)?.waited();
-    disk.flush()
-}
-
-fn take(disk: &Arc<Disk>, name: &str) -> Result<()> {
-    disk.take_snapshot(SnapshotName::parse(name.as_ref())?)
-        .map(drop)
-}
-
-fn make(store: &Store, name: &str) -> Result<Arc<Disk>> {
-    let disk = store.create_disk(DiskName::parse(name.as_ref())?, OWNER)?;
-    disk.create_image(OWNER)?;
-    Ok(disk)
-}
-
-fn wait_sealed(store: &Store) {
-    common::wait_until("everything is sealed", || {
-        let disks = store.disks();
-        let mut snapshots = disks.iter().flat_map(|disk| disk.snapshots());
-        snapshots.all(|snapshot| snapshot.state() == "ready")
-    });
-}
-
 /// Two disks with sealed snapshots, layers that are not sealed, a link, an
 /// import, dead chunks, several packs.
 fn sample(seed: u64, root: &Path) -> Sample {
-    let files = FaultyFiles::new();
-    let chunk_size = CHUNK as u32;
-    store::init_in(Arc::new(files.clone()), &InitOptions { chunk_size }).expect("a new store");
-    let store = open(&files, root).expect("it opens");
+    let files = new_files();
+    let store = open_files(&files, root).expect("it opens");
     let made = (|| -> Result<Views> {
         let mut random = Random(seed);
         let web = make(&store, "web")?;
         write(&web, 0, &random.bytes(12 * CHUNK))?;
-        take(&web, "one")?;
+        take_of(&web, "one")?;
         write(&web, 2 * CHUNK + 100, &random.bytes(3 * CHUNK))?;
-        take(&web, "spare")?;
-        take(&web, "twin")?;
+        take_of(&web, "spare")?;
+        take_of(&web, "twin")?;
         let db = make(&store, "db")?;
         write(&db, 0, &random.bytes(4 * CHUNK + 77))?;
-        take(&db, "base")?;
-        wait_sealed(&store);
+        take_of(&db, "base")?;
+        wait_all_sealed(&store);
         // Further packs: of the next run, and one with something dead in it.
         store.close()?;
         drop((web, db));
-        let store = open(&files, root)?;
+        let store = open_files(&files, root)?;
         let web = store.disk("web").expect("disk web");
         let db = store.disk("db").expect("disk db");
         write(&web, 6 * CHUNK, &random.bytes(4 * CHUNK))?;
-        take(&web, "gone")?;
-        wait_sealed(&store);
+        take_of(&web, "gone")?;
+        wait_all_sealed(&store);
         web.delete_snapshot("gone")?;
         store.link_image(&web, "one", ImageName::parse("golden.img".as_ref())?)?;
         let import = store.create_image(ImageName::parse("import.img".as_ref())?, OWNER)?;
@@ -374,7 +331,7 @@ fn findings_of(what: &str, store: &Store) -> Vec<Finding> {
 
 /// Uses a damaged store and puts the file back.
 fn use_it(what: &str, sample: &Sample, files: &FaultyFiles, root: &Path, path: &Path) -> End {
-    let store = match open(files, root) {
+    let store = match open_files(files, root) {
         Ok(store) => store,
         Err(Error::Damaged { what: named, .. }) => {
             let name = path.to_string_lossy();
@@ -397,7 +354,7 @@ fn use_it(what: &str, sample: &Sample, files: &FaultyFiles, root: &Path, path: &
     // Everything that can be done to a store.
     for disk in store.disks() {
         if disk.live().is_some() {
-            refused_or_done(what, take(&disk, "after"));
+            refused_or_done(what, take_of(&disk, "after"));
         }
     }
     if let Some(web) = store.disk("web") {
@@ -415,7 +372,8 @@ fn use_it(what: &str, sample: &Sample, files: &FaultyFiles, root: &Path, path: &
     refused_or_done(what, store.close());
     drop(store);
     for _ in 0..2 {
-        let store = open(files, root).unwrap_or_else(|error| panic!("{what}: again: {error}"));
+        let store =
+            open_files(files, root).unwrap_or_else(|error| panic!("{what}: again: {error}"));
         let again = views(&store);
         assert_nothing_wrong(what, &again, &sample.views);
         let before: BTreeSet<_> = missing.iter().collect();
@@ -453,8 +411,8 @@ fn refused_or_done(what: &str, done: Result<()>) {
 fn put_back(what: &str, sample: &Sample, files: &FaultyFiles, path: &Path) {
     // One that looks as a crash leaves it may have been compacted and gone.
     files.put(path, &sample.files.bytes(path));
-    let fresh = tempfile::tempdir().expect("a directory");
-    let store = open(files, fresh.path()).unwrap_or_else(|error| panic!("{what}: {error}"));
+    let fresh = memory_dir();
+    let store = open_files(files, fresh.path()).unwrap_or_else(|error| panic!("{what}: {error}"));
     let found = views(&store);
     assert_nothing_wrong(what, &found, &sample.views);
     for (name, chunk) in unreadable(&found, &sample.views) {
@@ -470,7 +428,7 @@ fn put_back(what: &str, sample: &Sample, files: &FaultyFiles, path: &Path) {
 /// Repairs a damaged store: what could be read can be read, and what could
 /// not be is named.
 fn repair_it(what: &str, sample: &Sample, files: &FaultyFiles, root: &Path) {
-    let before = match open(files, root) {
+    let before = match open_files(files, root) {
         Ok(store) => {
             let found = views(&store);
             refused_or_done(what, store.close());
@@ -480,9 +438,8 @@ fn repair_it(what: &str, sample: &Sample, files: &FaultyFiles, root: &Path) {
     };
     let dynamic: Arc<dyn Files> = Arc::new(files.clone());
     let options = Options {
-        cache_bytes: 1 << 20,
-        pack_bytes: 128 << 10,
         mend_catalogue: true,
+        ..options()
     };
     let store = match Store::open_in(dynamic, root, options, &Quiet) {
         Ok(store) => store,
@@ -534,7 +491,7 @@ fn repair_it(what: &str, sample: &Sample, files: &FaultyFiles, root: &Path) {
     }
     refused_or_done(what, store.close());
     drop(store);
-    let store = open(files, root).unwrap_or_else(|error| panic!("{what}: repaired: {error}"));
+    let store = open_files(files, root).unwrap_or_else(|error| panic!("{what}: repaired: {error}"));
     assert_eq!(unreadable(&views(&store), &sample.views), missing, "{what}");
 }
 
@@ -550,7 +507,7 @@ fn damage_is_found_also_without_an_index() {
 }
 
 fn matrix(with_index: bool) {
-    let home = tempfile::tempdir().expect("a directory");
+    let home = memory_dir();
     let roots: Vec<PathBuf> = ["one", "other"]
         .map(|name| {
             let root = home.path().join(name);
@@ -623,7 +580,7 @@ fn files_below(directory: &Path, found: &mut Vec<PathBuf>) {
 /// and nothing is found damaged.
 #[test]
 fn a_damaged_index_costs_nothing() {
-    let home = tempfile::tempdir().expect("a directory");
+    let home = memory_dir();
     let root = |name: &str| {
         let root = home.path().join(name);
         fs::create_dir(&root).expect("a directory");
@@ -669,7 +626,8 @@ fn a_damaged_index_costs_nothing() {
             }
             let files = first.files.fork();
             for _ in 0..2 {
-                let store = open(&files, root.path()).unwrap_or_else(|e| panic!("{what}: {e}"));
+                let store =
+                    open_files(&files, root.path()).unwrap_or_else(|e| panic!("{what}: {e}"));
                 let found = views(&store);
                 assert_nothing_wrong(&what, &found, &first.views);
                 assert!(unreadable(&found, &first.views).is_empty(), "{what}");

@@ -12,25 +12,24 @@ mod common;
 
 use common::bytes::Random;
 use common::faulty::FaultyFiles;
+use common::library::*;
 use snapdisk::backend::Backend;
 use snapdisk::backend::memory::MemoryBackend;
 use snapdisk::chunk::{ChunkId, Codec, Keys, Kind};
 use snapdisk::disk::log;
 use snapdisk::error::Result;
 use snapdisk::files::Files;
-use snapdisk::manifest::{self, Catalogue, DiskRecord, Header, LayerId, LinkRecord, Owner};
+use snapdisk::manifest::{self, Catalogue, DiskRecord, Header, LayerId, LinkRecord};
 use snapdisk::map::{Page, Root};
 use snapdisk::name::{DiskName, ImageName, SnapshotName};
 use snapdisk::pack::{self, PackName};
 use snapdisk::progress::Quiet;
-use snapdisk::store::{self, InitOptions, Options, Store};
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::cell::Cell;
 use std::ffi::OsStr;
 use std::fs;
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
-use std::sync::Arc;
 use uuid::Uuid;
 
 /// Counts what a thread has allocated, and its most at a time.
@@ -268,19 +267,10 @@ fn feed(
     );
 }
 
-const CHUNK: u32 = 16 << 10;
-const OWNER: Owner = Owner {
-    uid: 0,
-    gid: 0,
-    mode: 0o644,
-};
-
 /// A store with one of everything, in memory.
 fn sample(root: &Path) -> FaultyFiles {
-    let files = FaultyFiles::new();
-    let init = InitOptions { chunk_size: CHUNK };
-    store::init_in(Arc::new(files.clone()), &init).expect("a new store");
-    let store = open(&files, root).expect("it opens");
+    let files = new_files();
+    let store = open_files(&files, root).expect("it opens");
     let made = (|| -> Result<()> {
         let disk = store.create_disk(DiskName::parse("web".as_ref())?, OWNER)?;
         disk.create_image(OWNER)?;
@@ -301,16 +291,6 @@ fn sample(root: &Path) -> FaultyFiles {
     files.fork()
 }
 
-fn open(files: &FaultyFiles, root: &Path) -> Result<Arc<Store>> {
-    let files: Arc<dyn Files> = Arc::new(files.clone());
-    let options = Options {
-        cache_bytes: 1 << 20,
-        pack_bytes: 128 << 10,
-        ..Options::default()
-    };
-    Store::open_in(files, root, options, &Quiet)
-}
-
 fn files_below(files: &FaultyFiles, prefix: &str) -> Vec<(String, Vec<u8>)> {
     let paths = files.paths().into_iter();
     let mut found: Vec<(String, Vec<u8>)> = paths
@@ -323,7 +303,7 @@ fn files_below(files: &FaultyFiles, prefix: &str) -> Vec<(String, Vec<u8>)> {
 
 #[test]
 fn packs() {
-    let home = tempfile::tempdir().expect("a directory");
+    let home = memory_dir();
     let files = sample(home.path());
     let (path, bytes) = files_below(&files, "packs/").remove(0);
     let name: PackName = path["packs/".len()..].parse().expect("a pack's name");
@@ -355,7 +335,7 @@ fn packs() {
 #[test]
 fn map_pages_and_roots() {
     let mut seeds = Vec::new();
-    let home = tempfile::tempdir().expect("a directory");
+    let home = memory_dir();
     let files = sample(home.path());
     let (path, bytes) = files_below(&files, "packs/").remove(0);
     let name: PackName = path["packs/".len()..].parse().expect("a pack's name");
@@ -400,7 +380,7 @@ fn chunks_and_zstd_bombs() {
 
 #[test]
 fn logs_of_layers() {
-    let home = tempfile::tempdir().expect("a directory");
+    let home = memory_dir();
     let files = sample(home.path());
     let logs = files_below(&files, "layers/");
     let (_, bytes) = logs
@@ -423,7 +403,7 @@ fn logs_of_layers() {
 
 #[test]
 fn manifests() {
-    let home = tempfile::tempdir().expect("a directory");
+    let home = memory_dir();
     let files = sample(home.path());
     let seeds: Vec<Vec<u8>> = files_below(&files, "manifests/")
         .into_iter()
@@ -493,7 +473,7 @@ fn names_and_command_lines() {
 /// the whole store is opened, read, verified, repaired and closed on them.
 #[test]
 fn a_store_of_absurd_manifests() {
-    let home = tempfile::tempdir().expect("a directory");
+    let home = memory_dir();
     let files = sample(home.path());
     let mut targets = files_below(&files, "manifests/");
     targets.extend(
@@ -530,7 +510,7 @@ fn a_store_of_absurd_manifests() {
 }
 
 fn use_store(files: &FaultyFiles, root: &Path) -> bool {
-    let Ok(store) = open(files, root) else {
+    let Ok(store) = open_files(files, root) else {
         return false;
     };
     let mut bytes = vec![0; 1 << 16];

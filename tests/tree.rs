@@ -1142,3 +1142,143 @@ fn attributes_that_mean_nothing_are_refused() -> Outcome {
     assert_eq!(errno_of(fs::read_dir(web.join("disk.img"))), libc::ENOTDIR);
     Ok(())
 }
+
+/// Contract: tags are `user.*` attributes of a snapshot's directory, listed,
+/// kept over a rename and a restart; their limits and errors are ext4's.
+#[test]
+fn tags_are_attributes_of_a_snapshot() -> Outcome {
+    if skipped(&[Need::Mount, Need::Program("setfattr")]) {
+        return Ok(());
+    }
+    let store = TestStore::new();
+    let mut mount = store.mount();
+    let web = disk_with(mount.point(), "web", b"data");
+    let snapshot = take(&web, "one");
+    let set = |path: &Path, name: &str, value: &[u8]| snapdisk::sys::set_xattr(path, name, value);
+    let shown = snapshot.display();
+    sh(&format!("setfattr -n user.env -v prod '{shown}'"));
+    sh(&format!("setfattr -n user.team -v 'a b' '{shown}'"));
+    sh(&format!("setfattr -n user.env -v staging '{shown}'"));
+    let listed = sh(&format!("getfattr -d '{shown}'"));
+    assert!(listed.contains("user.env=\"staging\""), "{listed}");
+    assert!(listed.contains("user.team=\"a b\""), "{listed}");
+    assert_eq!(listed.matches("user.").count(), 2, "{listed}");
+    assert_eq!(info(&snapshot)["tags"]["env"].as_str(), Some("staging"));
+
+    let renamed = web.join(".snapshots/renamed");
+    fs::rename(&snapshot, &renamed)?;
+    mount.remount();
+    let listed = sh(&format!("getfattr -d '{}'", renamed.display()));
+    assert!(listed.contains("user.env=\"staging\""), "{listed}");
+    sh(&format!("setfattr -x user.env '{}'", renamed.display()));
+    let said = sh_fails(&format!("setfattr -x user.env '{}'", renamed.display()));
+    assert!(said.contains("No such attribute"), "{said}");
+    assert!(info(&renamed)["tags"].get("env").is_none());
+
+    // As on ext4: a block for all of them, names of 255 bytes.
+    let large = set(&renamed, "user.large", &[b'x'; 5000]);
+    assert_errno(large, libc::ENOSPC, "a tag of 5000 bytes");
+    set(&renamed, "user.large", &[b'x'; 4000])?;
+    let second = set(&renamed, "user.second", &[b'x'; 100]);
+    assert_errno(second, libc::ENOSPC, "more than fits in all");
+    let long = format!("user.{}", "n".repeat(251));
+    assert_errno(
+        set(&renamed, &long, b""),
+        libc::ERANGE,
+        "a name of 256 bytes",
+    );
+    assert_errno(set(&renamed, "user.raw", &[0xff, 0xfe]), EINVAL, "no text");
+    // A disk and its image have none.
+    assert_errno(set(&web, "user.x", b"1"), EOPNOTSUPP, "a tag of a disk");
+    let image = web.join("disk.img");
+    assert_errno(set(&image, "user.x", b"1"), EOPNOTSUPP, "a tag of an image");
+    // Only who owns the snapshot may.
+    nobody_cannot(
+        &format!("setfattr -n user.mine -v 1 '{}'", renamed.display()),
+        "Permission denied",
+    );
+    nobody_cannot(
+        &format!("setfattr -n snapdisk.hold -v mine '{}'", renamed.display()),
+        "Permission denied",
+    );
+    Ok(())
+}
+
+/// Contract: a held snapshot is deleted by nothing until the attribute is
+/// removed; `held_by` says why.
+#[test]
+fn a_held_snapshot_stays() -> Outcome {
+    if skipped(&[Need::Mount, Need::Program("setfattr")]) {
+        return Ok(());
+    }
+    let store = TestStore::new();
+    let mut mount = store.mount();
+    let web = disk_with(mount.point(), "web", b"data");
+    let snapshot = take(&web, "one");
+    let set = |name: &str, value: &[u8]| snapdisk::sys::set_xattr(&snapshot, name, value);
+    assert_errno(
+        set("snapdisk.hold", b"  "),
+        EINVAL,
+        "a hold without a reason",
+    );
+    set("snapdisk.hold", b"audit of 2026")?;
+    assert_errno(fs::remove_dir(&snapshot), EBUSY, "a held snapshot");
+    // Its date comes, and it stays.
+    set("snapdisk.expires", b"2001-01-01")?;
+    mount.remount();
+    assert_errno(fs::remove_dir(&snapshot), EBUSY, "a held snapshot");
+    assert_eq!(held_by(&snapshot), ["held: audit of 2026"]);
+    let shown = snapshot.display();
+    let said = sh(&format!(
+        "getfattr --only-values -n snapdisk.hold '{shown}'"
+    ));
+    assert_eq!(said, "audit of 2026");
+    sh(&format!("setfattr -x snapdisk.expires '{shown}'"));
+    sh(&format!("setfattr -x snapdisk.hold '{shown}'"));
+    fs::remove_dir(&snapshot)?;
+    Ok(())
+}
+
+/// Contract: `snapdisk.expires` lets a snapshot end on a date; removing it
+/// undoes that.
+#[test]
+fn a_snapshot_ends_when_its_date_has_come() -> Outcome {
+    if skipped(&[Need::Mount, Need::Program("setfattr")]) {
+        return Ok(());
+    }
+    let store = TestStore::new();
+    let mount = store.mount();
+    let web = disk_with(mount.point(), "web", b"data");
+    let set = |path: &Path, value: &[u8]| snapdisk::sys::set_xattr(path, "snapdisk.expires", value);
+    let (later, past, undone) = (
+        take(&web, "later"),
+        take(&web, "past"),
+        take(&web, "undone"),
+    );
+    assert_errno(set(&later, b"tomorrow"), EINVAL, "no date");
+    set(&later, b"2201-12-31T12:00:00Z")?;
+    assert_eq!(
+        info(&later)["expires"].as_str(),
+        Some("2201-12-31T12:00:00Z")
+    );
+    set(&undone, b"2201-12-31")?;
+    sh(&format!(
+        "setfattr -x snapdisk.expires '{}'",
+        undone.display()
+    ));
+    assert!(!info(&undone).contains_key("expires"));
+    set(&past, b"2001-01-01")?;
+    wait_until("its date has come", || !past.exists());
+    // Also one that comes while the daemon runs.
+    let soon = take(&web, "soon");
+    let date = jiff::Timestamp::now() + jiff::SignedDuration::from_secs(1);
+    set(&soon, date.to_string().as_bytes())?;
+    wait_until("its date comes", || !soon.exists());
+    assert!(later.exists() && undone.exists());
+    assert!(
+        store
+            .log()
+            .contains("web@past is deleted: its date had come")
+    );
+    Ok(())
+}

@@ -5,6 +5,7 @@ use super::opens::What;
 use super::*;
 use crate::manifest::{NUMBER_LIMIT, SnapshotKind};
 use crate::name::SnapshotName;
+use crate::snapshot::Notes;
 
 /// How long what was dropped with a live image is kept.
 const DROPPED_KEPT_NS: i64 = 7 * 24 * 3600 * 1_000_000_000;
@@ -206,7 +207,7 @@ impl Disk {
         kept_ns: Option<i64>,
     ) -> String {
         let name = Self::free_name(next, format!("{prefix}-{}", time::compact(frozen.at_ns)));
-        let mut snapshot = Snapshot::new(
+        let snapshot = Snapshot::new(
             next.next_snapshot,
             SnapshotKind::Kept,
             frozen.base.clone(),
@@ -214,7 +215,10 @@ impl Disk {
             frozen.at_ns,
             frozen.owner,
         );
-        snapshot.expires_ns = kept_ns.map(|kept| frozen.at_ns + kept);
+        snapshot.set_notes(Notes {
+            expires_ns: kept_ns.map(|kept| frozen.at_ns.saturating_add(kept)),
+            ..Notes::default()
+        });
         next.next_snapshot += 1;
         next.snapshots.push((name.clone(), Arc::new(snapshot)));
         name
@@ -240,6 +244,7 @@ impl Disk {
         self.commit(&meta, next)?;
         drop(closed);
         self.engine.work.raise(|work| {
+            work.expire = true;
             work.seal = true;
             work.collect = true;
         });

@@ -848,6 +848,7 @@ impl Layer {
                     .write_back(
                         (piece.start - first) * BLOCK,
                         (piece.end - piece.start) * BLOCK,
+                        true,
                     )
                     .map_err(Error::io("writing back", path()))?;
                 at = piece.end;

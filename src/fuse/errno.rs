@@ -26,7 +26,8 @@ pub fn errno(error: &Error) -> Errno {
         Error::NotSupported { .. } => Errno::EOPNOTSUPP,
         // EDQUOT below is the store's filesystem being full for its owner;
         // EDQUOT above it would read as a quota of this tree.
-        Error::Full { .. } => Errno::ENOSPC,
+        // As ext4 has it when a file's attributes are too large.
+        Error::Full { .. } | Error::TooMuch { .. } => Errno::ENOSPC,
         Error::Io { .. } if error.is_no_space() => Errno::ENOSPC,
         // Whatever the system said about a file of the store (ENOENT,
         // EROFS), it is not the answer about the caller's file.

@@ -6,7 +6,9 @@ use super::inode;
 use crate::error::Error;
 use crate::manifest::Owner;
 use crate::tree::{Attributes, Kind, Node};
-use fuser::{Errno, FileAttr, FileType, Generation, INodeNo, ReplyEntry, Request, TimeOrNow};
+use fuser::{
+    Errno, FileAttr, FileType, Generation, INodeNo, ReplyEntry, ReplyXattr, Request, TimeOrNow,
+};
 use std::fmt::Display;
 use std::fs;
 use std::time::{Duration, SystemTime};
@@ -81,6 +83,16 @@ pub fn reply_entry(reply: ReplyEntry, found: &Attributes) {
         &file_attr(found),
         Generation(found.generation),
     );
+}
+
+/// Answers with an attribute's value or a list of names, or with its length
+/// if `size` is 0.
+pub fn reply_xattr(reply: ReplyXattr, size: u32, value: &[u8]) {
+    match size {
+        0 => reply.size(value.len() as u32),
+        _ if value.len() > size as usize => reply.error(Errno::ERANGE),
+        _ => reply.data(value),
+    }
 }
 
 /// The owner of what `request` makes. The kernel has applied the umask.

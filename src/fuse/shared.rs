@@ -10,6 +10,7 @@ use crate::error::{Error, Result};
 use crate::pool::Pool;
 use crate::sandbox::Outside;
 use crate::store::Store;
+use crate::tree::attribute::Effect;
 use crate::tree::{Attributes, IMAGE_FILE, Node, Tree};
 use fuser::{INodeNo, Notifier, ReplyEntry};
 use std::ffi::OsStr;
@@ -148,6 +149,14 @@ impl Shared {
         match made {
             Ok(made) => reply_entry(reply, &made),
             Err(error) => reply.error(refused(operation, self.shown_in(parent, name), &error)),
+        }
+    }
+
+    /// Does what setting an attribute entails.
+    pub(super) fn take_effect(self: &Arc<Self>, effect: Effect) {
+        match effect {
+            Effect::None => {}
+            Effect::ImageReplaced(disk) => self.forget_image(disk),
         }
     }
 

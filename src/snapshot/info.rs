@@ -4,6 +4,7 @@ use super::Snapshot;
 use crate::disk::Disk;
 use crate::disk::layer::Below;
 use crate::error::{Error, Result};
+use crate::time;
 use serde::Serialize;
 use std::collections::BTreeMap;
 
@@ -57,6 +58,7 @@ impl Disk {
                 Err(error) => return Err(error),
             },
         };
+        let notes = snapshot.notes();
         let info = Info {
             id: snapshot.id.to_string(),
             disk_id: self.id().to_string(),
@@ -65,13 +67,13 @@ impl Disk {
             state: snapshot.state(),
             progress: snapshot.progress(),
             created: snapshot.created_text(),
-            expires: snapshot.expires(),
+            expires: notes.expires_ns.map(time::rfc3339),
             size: snapshot.size,
             unique_bytes,
             root: snapshot.root().map(|root| root.to_string()),
             encrypted: false,
             held_by: self.held_by(snapshot),
-            tags: snapshot.tags().clone(),
+            tags: notes.tags,
         };
         toml::to_string(&info).map_err(|error| Error::Damaged {
             what: format!("info.toml of {}", snapshot.name()),

@@ -99,12 +99,25 @@ impl Disk {
     /// Deletes a snapshot; durable when this returns. Its space comes back
     /// later.
     pub fn delete_snapshot(self: &Arc<Self>, name: &str) -> Result<()> {
+        self.delete_snapshot_if(name, &|_| true).map(drop)
+    }
+
+    /// Deletes a snapshot if `check`, which is asked when nobody can change
+    /// anything of it any more, agrees; answers whether it did.
+    pub(crate) fn delete_snapshot_if(
+        self: &Arc<Self>,
+        name: &str,
+        check: &dyn Fn(&Snapshot) -> bool,
+    ) -> Result<bool> {
         let number = self.find(name)?.number;
         let closed = self.snapshot_settles_closed(number);
         self.engine.sync_grafts()?;
         let _settling = self.engine.settling.read();
         let meta = self.lock_meta();
         let snapshot = self.find(name)?;
+        if !check(&snapshot) {
+            return Ok(false);
+        }
         let mut by = self.held_by(&snapshot);
         if !closed && by.is_empty() {
             by.push("it is open, or mounted as a loop device".into());
@@ -121,7 +134,7 @@ impl Disk {
             work.seal = true;
             work.collect = true;
         });
-        Ok(())
+        Ok(true)
     }
 
     /// Renames a snapshot; durable when this returns.
@@ -141,7 +154,7 @@ impl Disk {
     /// Why a snapshot cannot be deleted, in words; empty if it can.
     pub fn held_by(&self, snapshot: &Snapshot) -> Vec<String> {
         let mut by = Vec::new();
-        if let Some(reason) = &snapshot.hold {
+        if let Some(reason) = snapshot.notes().hold {
             by.push(format!("held: {reason}"));
         }
         by.extend(
@@ -179,15 +192,6 @@ impl Disk {
 }
 
 impl Snapshot {
-    /// What `expires` says in `info.toml`.
-    pub(super) fn expires(&self) -> Option<String> {
-        self.expires_ns.map(time::rfc3339)
-    }
-
-    pub(super) fn tags(&self) -> &std::collections::BTreeMap<String, String> {
-        &self.tags
-    }
-
     pub(super) fn created_text(&self) -> String {
         time::rfc3339(self.created_ns)
     }

@@ -1,7 +1,10 @@
 //! The threads that work in the background: the sealer, the flusher, the
-//! collector, and the finisher of imports. Each sleeps on `Engine::work` until there is something to do;
-//! an idle store wakes none of them.
+//! collector, the finisher of imports, and the one that deletes snapshots
+//! whose date has come. Each sleeps on `Engine::work` until there is
+//! something to do; an idle store wakes none of them but the last, once an
+//! hour to look at the clock.
 
+use super::expire::Clocks;
 use super::*;
 use crate::chunk::store::Batch;
 use crate::disk::SealTrouble;
@@ -43,11 +46,12 @@ enum Round {
 impl Store {
     /// Starts the threads. They hold the store weakly: it ends them.
     pub(super) fn start_background(self: &Arc<Self>) {
-        let bodies: [(&str, Body); 4] = [
+        let bodies: [(&str, Body); 5] = [
             ("sealer", seal_thread),
             ("flusher", flush_thread),
             ("collector", collect_thread),
             ("finisher", finish_thread),
+            ("expirer", expire_thread),
         ];
         let mut threads = self.threads.lock();
         for (name, body) in bodies {
@@ -318,6 +322,30 @@ fn finish_thread(store: &Weak<Store>, engine: &Engine) {
         }
         let Some(store) = store.upgrade() else { return };
         next = store.finish_imports();
+    }
+}
+
+fn expire_thread(store: &Weak<Store>, engine: &Engine) {
+    let mut clocks = Clocks::new(crate::time::now_ns(), Instant::now());
+    loop {
+        let wait = {
+            let Some(store) = store.upgrade() else { return };
+            store.expire(&mut clocks)
+        };
+        let until = Instant::now() + wait;
+        let mut work = engine.work.work.lock();
+        while !work.expire {
+            if engine.closing.load(Ordering::SeqCst) {
+                return;
+            }
+            if engine.work.changed.wait_until(&mut work, until).timed_out() {
+                break;
+            }
+        }
+        work.expire = false;
+        if engine.closing.load(Ordering::SeqCst) {
+            return;
+        }
     }
 }
 

@@ -1,12 +1,24 @@
-//! Extended attributes: what `snapdisk.*` answers and does.
+//! Extended attributes: `user.*` on a snapshot's directory are its tags, and
+//! what `snapdisk.*` answers and does.
 
 use super::{Node, Tree};
+use crate::disk::Disk;
 use crate::error::{Error, Result};
+use crate::snapshot::Snapshot;
+use crate::time;
 use serde::Deserialize;
 use std::ffi::OsStr;
+use std::sync::Arc;
 
-/// All names here begin so; none is listed.
+/// What the names of attributes begin with that are no tags; none is listed.
 pub const PREFIX: &str = "snapdisk.";
+/// What the names of tags begin with.
+pub const USER: &str = "user.";
+/// On a snapshot's directory: set to a reason, it keeps the snapshot from
+/// being deleted.
+pub const HOLD: &str = "snapdisk.hold";
+/// On a snapshot's directory: the date on which the snapshot is deleted.
+pub const EXPIRES: &str = "snapdisk.expires";
 /// On a disk's directory: setting it rolls back, reading it gives the name
 /// of the snapshot that the last rollback kept.
 pub const ROLLBACK: &str = "snapdisk.rollback";
@@ -14,6 +26,8 @@ pub const ROLLBACK: &str = "snapdisk.rollback";
 /// What setting an attribute has done, beyond the attribute.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Effect {
+    /// None.
+    None,
     /// The live image of a disk is another one now.
     ImageReplaced(u32),
 }
@@ -29,10 +43,21 @@ struct Rollback {
     discard: bool,
 }
 
+/// Whether an attribute may be there already, or must be.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Mode {
+    /// Either.
+    Any,
+    /// It must be new.
+    Create,
+    /// It must be there.
+    Replace,
+}
+
 impl Tree {
     /// The value of an attribute; None if there is none of that name. Waits.
     pub fn extended_attribute(&self, node: Node, name: &OsStr) -> Result<Option<Vec<u8>>> {
-        let Some(key) = name.to_str().and_then(|name| name.strip_prefix(PREFIX)) else {
+        let Some(name) = name.to_str() else {
             return Ok(None);
         };
         match node {
@@ -41,6 +66,16 @@ impl Tree {
             }
             Node::Snapshot(disk, snapshot) => {
                 let (disk, snapshot) = self.snapshot(disk, snapshot)?;
+                if let Some(tag) = name.strip_prefix(USER) {
+                    let value = snapshot.notes().tags.remove(tag);
+                    return Ok(value.map(String::into_bytes));
+                }
+                if name == HOLD {
+                    return Ok(snapshot.notes().hold.map(String::into_bytes));
+                }
+                let Some(key) = name.strip_prefix(PREFIX) else {
+                    return Ok(None);
+                };
                 let text = self.info(&disk, &snapshot)?;
                 Ok(value_of(&text, key)?.map(String::into_bytes))
             }
@@ -48,15 +83,66 @@ impl Tree {
         }
     }
 
-    /// Sets an attribute: [`ROLLBACK`] on a disk rolls it back. Waits;
-    /// durable when it returns.
-    pub fn set_extended_attribute(&self, node: Node, name: &OsStr, value: &[u8]) -> Result<Effect> {
-        let Node::Disk(number) = node else {
-            return Err(not_supported(name));
+    /// The names that a listing of attributes shows: a snapshot's tags.
+    pub fn extended_attributes(&self, node: Node) -> Result<Vec<String>> {
+        let Node::Snapshot(disk, snapshot) = node else {
+            return Ok(Vec::new());
         };
-        if name != ROLLBACK {
-            return Err(not_supported(name));
+        let (_, snapshot) = self.snapshot(disk, snapshot)?;
+        let tags = snapshot.notes().tags.into_keys();
+        Ok(tags.map(|tag| format!("{USER}{tag}")).collect())
+    }
+
+    /// Sets an attribute: [`ROLLBACK`] on a disk rolls it back; on a snapshot
+    /// tags, [`HOLD`] and [`EXPIRES`] can be set. None if `mode` does not
+    /// allow for one that is there, or is not. Waits; durable when it
+    /// returns.
+    pub fn set_extended_attribute(
+        &self,
+        node: Node,
+        name: &OsStr,
+        value: &[u8],
+        mode: Mode,
+    ) -> Result<Option<Effect>> {
+        if let (Node::Disk(number), true) = (node, name == ROLLBACK) {
+            return self.rollback_by(number, value).map(Some);
         }
+        let (disk, snapshot, attribute) = self.noted(node, name)?;
+        let is_there = self.extended_attribute(node, name)?.is_some();
+        if (mode == Mode::Create && is_there) || (mode == Mode::Replace && !is_there) {
+            return Ok(None);
+        }
+        let invalid = |what: String| Error::InvalidArgument { what };
+        let text = std::str::from_utf8(value)
+            .map_err(|_| invalid(format!("the value of {attribute} is not UTF-8")))?;
+        let expires = match attribute.as_str() {
+            EXPIRES => Some(time::parse(text).ok_or_else(|| {
+                invalid(format!(
+                    "{EXPIRES} is set to a date like 2027-01-31 or 2027-01-31T12:00:00Z, \
+                     not to {text:?}"
+                ))
+            })?),
+            HOLD if text.trim().is_empty() => {
+                return Err(invalid(format!("{HOLD} is set to the reason of the hold")));
+            }
+            _ => None,
+        };
+        disk.note(&snapshot, &|notes| {
+            match attribute.as_str() {
+                EXPIRES => notes.expires_ns = expires,
+                HOLD => notes.hold = Some(text.trim().to_owned()),
+                tag => drop(
+                    notes
+                        .tags
+                        .insert(tag[USER.len()..].to_owned(), text.to_owned()),
+                ),
+            }
+            Ok(())
+        })?;
+        Ok(Some(Effect::None))
+    }
+
+    fn rollback_by(&self, number: u32, value: &[u8]) -> Result<Effect> {
         let wanted: Rollback =
             serde_json::from_slice(value).map_err(|error| Error::InvalidArgument {
                 what: format!("{ROLLBACK} is set to JSON like {{\"snapshot\": \"NAME\"}}: {error}"),
@@ -66,15 +152,45 @@ impl Tree {
         Ok(Effect::ImageReplaced(number))
     }
 
-    /// Removes an attribute: none can be.
-    pub fn remove_extended_attribute(&self, name: &OsStr) -> Result<()> {
-        Err(not_supported(name))
+    /// Removes an attribute of a snapshot; false if it has none of that name.
+    /// Waits; durable when it returns.
+    pub fn remove_extended_attribute(&self, node: Node, name: &OsStr) -> Result<bool> {
+        let (disk, snapshot, attribute) = self.noted(node, name)?;
+        if self.extended_attribute(node, name)?.is_none() {
+            return Ok(false);
+        }
+        disk.note(&snapshot, &|notes| {
+            match attribute.as_str() {
+                EXPIRES => notes.expires_ns = None,
+                HOLD => notes.hold = None,
+                tag => drop(notes.tags.remove(&tag[USER.len()..])),
+            }
+            Ok(())
+        })?;
+        Ok(true)
+    }
+
+    /// The snapshot whose attribute is to be changed, and the attribute.
+    fn noted(&self, node: Node, name: &OsStr) -> Result<(Arc<Disk>, Arc<Snapshot>, String)> {
+        let name = name.to_str().ok_or_else(|| not_supported(name))?;
+        let is_tag = name.len() > USER.len() && name.starts_with(USER);
+        match node {
+            Node::Snapshot(disk, snapshot) if is_tag || name == HOLD || name == EXPIRES => {
+                let (disk, snapshot) = self.snapshot(disk, snapshot)?;
+                Ok((disk, snapshot, name.to_owned()))
+            }
+            // cp -a and rsync -X go on when told so.
+            _ => Err(not_supported(OsStr::new(name))),
+        }
     }
 }
 
 fn not_supported(name: &OsStr) -> Error {
     Error::NotSupported {
-        what: format!("setting the attribute {:?} here", name.to_string_lossy()),
+        what: format!(
+            "the attribute {:?} here: a snapshot's directory takes user.*, {HOLD} and {EXPIRES}",
+            name.to_string_lossy()
+        ),
     }
 }
 

@@ -703,7 +703,7 @@ impl File for FaultyFile {
         Ok(())
     }
 
-    fn write_back(&self, _: u64, _: u64) -> io::Result<()> {
+    fn write_back(&self, _: u64, _: u64, _: bool) -> io::Result<()> {
         Ok(())
     }
 

@@ -18,6 +18,7 @@ use std::time::{Duration, Instant};
 
 pub mod bytes;
 pub mod faulty;
+pub mod library;
 mod loops;
 pub mod reader;
 pub mod reference;

@@ -2,6 +2,7 @@
 
 use crate::common::bytes::Random;
 use crate::common::faulty::{Call, Fault, FaultyFiles};
+use crate::common::library::{memory_dir, options};
 use crate::common::reference::Image;
 use snapdisk::disk::{Disk, Seek, Source, Wait};
 use snapdisk::error::{Error, Result};
@@ -9,7 +10,7 @@ use snapdisk::files::Files;
 use snapdisk::manifest::Owner;
 use snapdisk::name::{DiskName, ImageName, SnapshotName};
 use snapdisk::progress::Quiet;
-use snapdisk::store::{self, InitOptions, Options, Store};
+use snapdisk::store::{self, InitOptions, Store};
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
@@ -139,11 +140,6 @@ pub fn run(seed: u64, steps: u64, crashes: u64, trouble: Trouble) -> Counts {
 
 impl World {
     fn new(seed: u64, trouble: Trouble) -> World {
-        let shared_memory = std::path::Path::new("/dev/shm");
-        let root = match shared_memory.is_dir() {
-            true => tempfile::tempdir_in(shared_memory),
-            false => tempfile::tempdir(),
-        };
         let files = FaultyFiles::new();
         let chunks = InitOptions {
             chunk_size: CHUNK as u32,
@@ -151,7 +147,7 @@ impl World {
         store::init_in(Arc::new(files.clone()), &chunks).expect("a new store");
         let mut world = World {
             random: Random(seed),
-            root: root.expect("a temporary directory"),
+            root: memory_dir(),
             files,
             store: None,
             disks: BTreeMap::new(),
@@ -178,12 +174,7 @@ impl World {
 
     fn open(&self) -> Result<Arc<Store>> {
         let files: Arc<dyn Files> = Arc::new(self.files.clone());
-        let options = Options {
-            cache_bytes: 1 << 20,
-            pack_bytes: 128 << 10,
-            ..Options::default()
-        };
-        Store::open_in(files, self.root.path(), options, &Quiet)
+        Store::open_in(files, self.root.path(), options(), &Quiet)
     }
 
     fn store(&self) -> &Arc<Store> {

@@ -1,0 +1,85 @@
+//! Short names for what tests do to a store without a mount.
+
+use super::faulty::FaultyFiles;
+use snapdisk::disk::{Disk, Wait};
+use snapdisk::error::Result;
+use snapdisk::files::Files;
+use snapdisk::manifest::Owner;
+use snapdisk::name::{DiskName, SnapshotName};
+use snapdisk::progress::Quiet;
+use snapdisk::store::{self, InitOptions, Options, Store};
+use std::path::Path;
+use std::sync::Arc;
+
+/// Whose disks are.
+pub const OWNER: Owner = Owner {
+    uid: 0,
+    gid: 0,
+    mode: 0o644,
+};
+/// Bytes in a chunk.
+pub const CHUNK: usize = 16 << 10;
+
+/// Small packs and little cache.
+pub fn options() -> Options {
+    Options {
+        cache_bytes: 1 << 20,
+        pack_bytes: 128 << 10,
+        ..Options::default()
+    }
+}
+
+/// Files with a new store in them.
+pub fn new_files() -> FaultyFiles {
+    let files = FaultyFiles::new();
+    let init = InitOptions {
+        chunk_size: CHUNK as u32,
+    };
+    store::init_in(Arc::new(files.clone()), &init).expect("a new store");
+    files
+}
+
+/// Opens the store in `files`, with its index below `root`.
+pub fn open_files(files: &FaultyFiles, root: &Path) -> Result<Arc<Store>> {
+    let files: Arc<dyn Files> = Arc::new(files.clone());
+    Store::open_in(files, root, options(), &Quiet)
+}
+
+/// A disk with an empty image.
+pub fn make(store: &Store, name: &str) -> Result<Arc<Disk>> {
+    let disk = store.create_disk(DiskName::parse(name.as_ref())?, OWNER)?;
+    disk.create_image(OWNER)?;
+    Ok(disk)
+}
+
+/// Writes and flushes.
+pub fn write(disk: &Arc<Disk>, at: usize, bytes: &[u8]) -> Result<()> {
+    disk.write(at as u64, bytes, Wait::Yes)?.waited();
+    disk.flush()
+}
+
+/// Takes a snapshot.
+pub fn take_of(disk: &Arc<Disk>, name: &str) -> Result<()> {
+    let name = SnapshotName::parse(name.as_ref())?;
+    disk.take_snapshot(name).map(drop)
+}
+
+/// Waits until every snapshot of every disk is sealed.
+pub fn wait_all_sealed(store: &Store) {
+    super::wait_until("everything is sealed", || {
+        let disks = store.disks();
+        let mut snapshots = disks.iter().flat_map(|disk| disk.snapshots());
+        snapshots.all(|snapshot| snapshot.state() == "ready")
+    });
+}
+
+/// A directory in memory if there is one: for an index, which nobody may
+/// rely on.
+pub fn memory_dir() -> tempfile::TempDir {
+    let shared_memory = Path::new("/dev/shm");
+    let made = match shared_memory.is_dir() {
+        true => tempfile::tempdir_in(shared_memory),
+        false => tempfile::tempdir(),
+    };
+    made.expect("a temporary directory")
+}

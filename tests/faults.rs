@@ -1,0 +1,346 @@
+//! Goal: when the disk below fails, nothing that was acknowledged is lost,
+//! nothing wrong is served, and no fsync is acknowledged that did not write
+//! (invariants 1, 3, 6).
+//!
+//! Method: one call on one kind of file fails with one error, once or from
+//! then on, while a store is written, flushed, snapshotted, deleted from,
+//! collected and read. Then the power fails as well. What the calls answered
+//! says what must be there afterwards; the file system counts the syncs that
+//! failed, and after each the image has to answer EIO until it is opened
+//! again.
+
+mod common;
+
+use common::bytes::Random;
+use common::faulty::{Call, Fault, FaultyFiles};
+use common::library::*;
+use snapdisk::disk::{Disk, Wait};
+use snapdisk::progress::Quiet;
+use snapdisk::store::Store;
+use std::collections::BTreeMap;
+use std::path::Path;
+use std::sync::Arc;
+
+/// Chunks of a disk.
+const CHUNKS: usize = 8;
+
+/// What a disk's chunks may be: each one of these.
+struct May(Vec<Vec<Vec<u8>>>);
+
+impl May {
+    fn new(bytes: &[u8]) -> May {
+        May(bytes
+            .chunks(CHUNK)
+            .map(|chunk| vec![chunk.to_vec()])
+            .collect())
+    }
+
+    /// A write of a chunk that may have happened.
+    fn also(&mut self, chunk: usize, bytes: &[u8]) {
+        self.0[chunk].push(bytes.to_vec());
+    }
+
+    /// Everything so far is on disk as it was last.
+    fn settle(&mut self) {
+        self.0
+            .iter_mut()
+            .for_each(|may| drop(may.drain(..may.len() - 1)));
+    }
+
+    /// Each sector is one of those that it may be.
+    fn check(&self, what: &str, chunk: usize, found: &[u8]) {
+        for (at, sector) in found.chunks(512).enumerate() {
+            let range = at * 512..at * 512 + 512;
+            let fits = self.0[chunk]
+                .iter()
+                .any(|may| may[range.clone()] == *sector);
+            assert!(
+                fits,
+                "{what}: sector {at} of chunk {chunk} is none of what was written"
+            );
+        }
+    }
+}
+
+struct Run<'a> {
+    what: &'a str,
+    live: BTreeMap<&'static str, May>,
+    /// Snapshots that were acknowledged.
+    taken: BTreeMap<(&'static str, &'static str), Vec<Vec<u8>>>,
+    /// Syncs that were acknowledged.
+    flushed: u64,
+    refused: u64,
+}
+
+impl Run<'_> {
+    fn write(&mut self, disk: &Arc<Disk>, name: &'static str, chunk: usize, bytes: &[u8]) {
+        let at = (chunk * CHUNK) as u64;
+        let may = self.live.get_mut(name).expect("it is known");
+        may.also(chunk, bytes);
+        let mut acknowledged = disk.write(at, bytes, Wait::Yes).is_ok();
+        if acknowledged {
+            // It is what is read from now on, flushed or not.
+            let mut found = vec![0; CHUNK];
+            if disk.read(at, &mut found, Wait::Yes).is_ok() {
+                assert!(
+                    found == bytes,
+                    "{}: a write that returned is not read",
+                    self.what
+                );
+            }
+            acknowledged = disk.flush().is_ok();
+        }
+        if acknowledged {
+            self.flushed += 1;
+            may.settle();
+        } else {
+            self.refused += 1;
+        }
+    }
+
+    fn take(&mut self, disk: &Arc<Disk>, name: &'static str, snapshot: &'static str) {
+        if take_of(disk, snapshot).is_err() {
+            self.refused += 1;
+            return;
+        }
+        let found = disk.snapshot(snapshot).expect("it was taken");
+        let mut chunks = Vec::new();
+        for chunk in 0..CHUNKS {
+            let mut bytes = vec![0; CHUNK];
+            let at = (chunk * CHUNK) as u64;
+            match disk.read_snapshot(&found, at, &mut bytes, Wait::Yes) {
+                Ok(_) => self.live[name].check(self.what, chunk, &bytes),
+                Err(_) => bytes.clear(),
+            }
+            chunks.push(bytes);
+        }
+        self.taken.insert((name, snapshot), chunks);
+    }
+
+    fn check_live(&self, disk: &Arc<Disk>, name: &str, must: bool) {
+        for chunk in 0..CHUNKS {
+            let mut bytes = vec![0; CHUNK];
+            let read = disk.read((chunk * CHUNK) as u64, &mut bytes, Wait::Yes);
+            match read {
+                Ok(_) => self.live[name].check(self.what, chunk, &bytes),
+                Err(error) => assert!(!must, "{}: {name}: {error}", self.what),
+            }
+        }
+    }
+}
+
+fn sample(root: &Path) -> (FaultyFiles, Vec<u8>) {
+    let files = new_files();
+    let store = open_files(&files, root).expect("it opens");
+    let bytes = Random(3).bytes(CHUNKS * CHUNK);
+    for name in ["a", "b"] {
+        let disk = make(&store, name).expect("a disk");
+        write(&disk, 0, &bytes).expect("written");
+        take_of(&disk, "base").expect("a snapshot");
+        write(&disk, 0, &bytes[CHUNK..2 * CHUNK]).expect("written");
+        take_of(&disk, "gone").expect("a snapshot");
+        write(&disk, 0, &bytes[..CHUNK]).expect("written");
+    }
+    wait_all_sealed(&store);
+    store.close().expect("closing");
+    (files.fork(), bytes)
+}
+
+fn run(what: &str, sample: &(FaultyFiles, Vec<u8>), fault: &Fault, root: &Path) -> (u64, u64, u64) {
+    let (files, bytes) = (sample.0.fork(), &sample.1);
+    let mut random = Random(what.len() as u64);
+    let store = open_files(&files, root).unwrap_or_else(|error| panic!("{what}: {error}"));
+    let mut run = Run {
+        what,
+        live: ["a", "b"].map(|name| (name, May::new(bytes))).into(),
+        taken: BTreeMap::new(),
+        flushed: 0,
+        refused: 0,
+    };
+    let (a, b) = (disk(&store, "a"), disk(&store, "b"));
+    files.fail(fault.clone());
+    run.write(&a, "a", 2, &random.bytes(CHUNK));
+    run.take(&a, "a", "one");
+    run.write(&b, "b", 3, &random.bytes(CHUNK));
+    run.write(&a, "a", 2, &random.bytes(CHUNK));
+    run.refused += u64::from(a.delete_snapshot("gone").is_err());
+    run.refused += u64::from(store.gc(false, &Quiet).is_err());
+    run.take(&b, "b", "two");
+    run.refused += u64::from(b.rollback("base", false).is_err());
+    // Whichever of the two it is now: what it was is kept or still there.
+    if b.snapshots()
+        .iter()
+        .any(|s| s.name().starts_with("before-rollback"))
+    {
+        run.live.insert("b", May::new(bytes));
+    } else {
+        for chunk in 0..CHUNKS {
+            let old = bytes[chunk * CHUNK..][..CHUNK].to_vec();
+            run.live
+                .get_mut("b")
+                .expect("it is known")
+                .also(chunk, &old);
+        }
+    }
+    run.check_live(&a, "a", false);
+    run.check_live(&b, "b", false);
+    let hits = files.hits();
+    drop((a, b));
+    // The power fails, the disk is well again.
+    let left = files.crash(&mut random);
+    drop(store);
+    let store = open_files(&left, root).unwrap_or_else(|error| panic!("{what}: after: {error}"));
+    for name in ["a", "b"] {
+        let disk = disk(&store, name);
+        run.check_live(&disk, name, true);
+        assert!(
+            disk.snapshot("base").is_some(),
+            "{what}: {name}@base is gone"
+        );
+    }
+    for ((name, snapshot), chunks) in &run.taken {
+        let disk = disk(&store, name);
+        let found = disk.snapshot(snapshot);
+        let found = found.unwrap_or_else(|| panic!("{what}: {name}@{snapshot} is gone"));
+        for (chunk, expected) in chunks.iter().enumerate() {
+            let mut bytes = vec![0; CHUNK];
+            let at = (chunk * CHUNK) as u64;
+            let read = disk.read_snapshot(&found, at, &mut bytes, Wait::Yes);
+            read.unwrap_or_else(|error| panic!("{what}: {name}@{snapshot}: {error}"));
+            let same = expected.is_empty() || bytes == *expected;
+            assert!(
+                same,
+                "{what}: chunk {chunk} of {name}@{snapshot} has changed"
+            );
+        }
+    }
+    let mut findings = Vec::new();
+    let verified = store.verify(&Quiet, &mut |finding| findings.push(finding.to_string()));
+    verified.unwrap_or_else(|error| panic!("{what}: verify: {error}"));
+    assert!(findings.is_empty(), "{what}: {findings:?}");
+    // And writing goes on.
+    let again = disk(&store, "a");
+    write(&again, 0, &bytes[..CHUNK]).unwrap_or_else(|error| panic!("{what}: again: {error}"));
+    store
+        .gc(false, &Quiet)
+        .unwrap_or_else(|error| panic!("{what}: gc again: {error}"));
+    store
+        .close()
+        .unwrap_or_else(|error| panic!("{what}: closing: {error}"));
+    (hits, run.flushed, run.refused)
+}
+
+fn disk(store: &Store, name: &str) -> Arc<Disk> {
+    store.disk(name).unwrap_or_else(|| panic!("disk {name}"))
+}
+
+#[test]
+fn whatever_call_fails_nothing_acknowledged_is_lost() {
+    let home = memory_dir();
+    let sample = sample(home.path());
+    let calls = [
+        Call::Create,
+        Call::Open,
+        Call::Read,
+        Call::Write,
+        Call::Punch,
+        Call::Sync,
+        Call::Rename,
+        Call::Unlink,
+        Call::SyncDir,
+        Call::List,
+    ];
+    let (mut cells, mut hits, mut flushed, mut refused) = (0, 0, 0, 0);
+    for call in calls {
+        for path in [
+            ".log",
+            ".0000",
+            "layers",
+            "packs",
+            "manifests/disk",
+            "manifests/catalogue",
+            "",
+        ] {
+            for errno in [libc::EIO, libc::EROFS, libc::ENOSPC] {
+                for (after, times) in [(0, 1), (0, u64::MAX), (1, 1), (3, u64::MAX), (6, 2)] {
+                    let fault = Fault {
+                        call,
+                        path: path.to_owned(),
+                        errno,
+                        after,
+                        times,
+                    };
+                    let root = tempfile::tempdir_in(home.path()).expect("a directory");
+                    let what = format!("{fault:?}");
+                    let counted = run(&what, &sample, &fault, root.path());
+                    cells += u64::from(counted.0 > 0);
+                    hits += counted.0;
+                    flushed += counted.1;
+                    refused += counted.2;
+                }
+            }
+        }
+    }
+    println!(
+        "{cells} kinds of faults came to pass, {hits} calls failed, {refused} operations were \
+         refused, {flushed} flushes acknowledged and none of them lost"
+    );
+    assert!(cells > 200, "only {cells} kinds of faults came to pass");
+}
+
+/// After a failed flush an image answers EIO until it is opened again, and
+/// what was acknowledged before is there.
+#[test]
+fn a_failed_flush_is_final_until_the_store_is_opened_again() {
+    let home = memory_dir();
+    let (files, bytes) = sample(home.path());
+    for path in [".log", ".0000"] {
+        let files = files.fork();
+        let store = open_files(&files, home.path()).expect("it opens");
+        let a = disk(&store, "a");
+        let fresh = Random(8).bytes(CHUNK);
+        write(&a, 0, &fresh).expect("acknowledged");
+        files.fail(Fault {
+            call: Call::Sync,
+            path: path.into(),
+            errno: libc::EIO,
+            after: 0,
+            times: 1,
+        });
+        assert!(
+            write(&a, CHUNK, &fresh).is_err(),
+            "{path}: the flush failed"
+        );
+        // The disk is well again, and nobody knows what it has.
+        for _ in 0..3 {
+            assert!(a.flush().is_err(), "{path}: a later flush must not lie");
+            assert!(a.write(0, &fresh, Wait::Yes).is_err(), "{path}: a write");
+            assert!(
+                a.read(0, &mut [0; 512], Wait::Yes).is_err(),
+                "{path}: a read"
+            );
+            assert!(take_of(&a, "after").is_err(), "{path}: a snapshot");
+        }
+        assert_eq!(files.hits(), 1, "{path}: one sync failed");
+        write(&disk(&store, "b"), 0, &fresh).expect("the other disk goes on");
+        drop(a);
+        drop(store);
+        let store = open_files(&files, home.path()).expect("it opens again");
+        let a = disk(&store, "a");
+        let mut found = vec![0; CHUNK];
+        a.read(0, &mut found, Wait::Yes).expect("it answers again");
+        assert!(found == fresh, "{path}: what was acknowledged");
+        a.read(CHUNK as u64, &mut found, Wait::Yes)
+            .expect("it answers again");
+        let old = &bytes[CHUNK..2 * CHUNK];
+        for (at, sector) in found.chunks(512).enumerate() {
+            let range = at * 512..at * 512 + 512;
+            assert!(
+                sector == &old[range.clone()] || sector == &fresh[range],
+                "{path}: sector {at} is neither old nor new"
+            );
+        }
+        write(&a, CHUNK, &fresh).expect("it can be written again");
+        store.close().expect("closing");
+    }
+}
