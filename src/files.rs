@@ -63,9 +63,9 @@ pub trait File: Send + Sync + fmt::Debug {
     /// When this returns, everything written before the call is on disk,
     /// with the length needed to read it (`fdatasync`).
     fn sync_data(&self) -> io::Result<()>;
-    /// Starts writing a range to disk and waits for it; a hint that makes a
-    /// later sync short, without its promise.
-    fn write_back(&self, offset: u64, len: u64) -> io::Result<()>;
+    /// Starts writing a range to disk, and waits for it if told to; a hint
+    /// that makes a later sync short, without its promise.
+    fn write_back(&self, offset: u64, len: u64, wait: bool) -> io::Result<()>;
     /// Drops clean cached pages, so that what is read next comes from disk.
     fn drop_cache(&self) -> io::Result<()>;
 

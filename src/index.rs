@@ -138,7 +138,8 @@ pub struct Opened {
 pub struct Index {
     backend: Arc<dyn Backend>,
     store: Uuid,
-    /// A leaf: no other lock is taken and no file is touched under it.
+    /// A leaf but for the cache of directories, which has locks of its own;
+    /// no file is touched under it.
     state: RwLock<State>,
     directories: Cache<u32, Arc<Directory>, DirectoryWeight>,
     db: Db,
@@ -372,7 +373,12 @@ impl Index {
                 if value.cover.file_len == info.file_len && self.confirms(&info, &value)? =>
             {
                 let directory = Arc::new(value.directory);
-                self.directories.insert(number.0, Arc::clone(&directory));
+                let state = self.state.read();
+                let listed = state.packs.get(number.0 as usize).and_then(Option::as_ref);
+                // Its writer may have published more of it meanwhile.
+                if listed.is_some_and(|listed| listed.info.file_len == info.file_len) {
+                    self.directories.insert(number.0, Arc::clone(&directory));
+                }
                 Ok(directory)
             }
             Kept::Value(_) | Kept::Nothing => self.reload(number),
@@ -399,7 +405,12 @@ impl Index {
             name: number.0.to_string(),
         })?;
         let (directory, cover) = self.load(number, &info)?;
-        self.keep(&info.name, &directory, cover);
+        if self
+            .info(number)
+            .is_some_and(|now| now.file_len == cover.file_len)
+        {
+            self.keep(&info.name, &directory, cover);
+        }
         Ok(directory)
     }
 
@@ -432,9 +443,11 @@ impl Index {
             && let Some(before) = self.known(number, info)
         {
             // A scan finds no damaged record; what was there before must not
-            // be forgotten over it.
-            let lost = before.entries().iter();
-            let lost: Vec<Entry> = lost
+            // be forgotten over it. What came meanwhile was not read.
+            let lost: Vec<Entry> = before
+                .entries()
+                .iter()
+                .filter(|entry| entry.end() <= info.file_len)
                 .filter(|entry| directory.find(&entry.id).is_none())
                 .copied()
                 .collect();
@@ -444,16 +457,19 @@ impl Index {
             }
         }
         let directory = Arc::new(directory);
-        {
-            let mut state = self.state.write();
+        let mut state = self.state.write();
+        let Some(listed) = state.listed(number) else {
+            return Ok((directory, cover));
+        };
+        listed.info.damaged |= cover.damaged;
+        // Its writer may have published more of it while it was read, and
+        // what the writer says is newer.
+        if listed.info.file_len == info.file_len {
+            listed.info.closed = cover.closed;
+            listed.info.count(&directory);
             state.insert(number.0, directory.entries());
-            if let Some(listed) = state.listed(number) {
-                listed.info.damaged |= cover.damaged;
-                listed.info.closed = cover.closed;
-                listed.info.count(&directory);
-            }
+            self.directories.insert(number.0, Arc::clone(&directory));
         }
-        self.directories.insert(number.0, Arc::clone(&directory));
         Ok((directory, cover))
     }
 
@@ -493,7 +509,11 @@ impl Index {
             listed.info.file_len = file_len;
             listed.info.closed = closed;
             listed.info.count(directory);
-            listed.info.name
+            let name = listed.info.name;
+            // Under the lock, so that nobody puts an older one in its place.
+            self.directories
+                .insert(number.0, Arc::new(directory.clone()));
+            name
         };
         let cover = Cover {
             file_len,
@@ -505,8 +525,6 @@ impl Index {
         } else {
             self.db.put(&name, directory, cover);
         }
-        self.directories
-            .insert(number.0, Arc::new(directory.clone()));
     }
 
     /// Hides a pack from look-ups, or shows it again. The caller holds the

@@ -129,7 +129,13 @@ pub fn recover(
             && let Some(below) = opened.get(&below)
             && below.broken().is_none()
         {
-            below.recover_size(record.size);
+            match below.recover_size(record.size) {
+                // What is behind its end lies in a lost segment.
+                Err(error @ Error::Damaged { .. }) => {
+                    tracing::error!("layer {}: {error}", below.id);
+                }
+                recovered => recovered?,
+            }
         }
     }
     for disk in &disks {

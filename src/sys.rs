@@ -29,13 +29,18 @@ pub fn punch_hole(file: BorrowedFd<'_>, start: u64, len: u64) -> io::Result<()> 
     check(unsafe { libc::fallocate64(file.as_raw_fd(), mode, start, len) })
 }
 
-/// Writes the dirty pages of a range to disk and waits for them; neither
-/// metadata nor the drive's cache.
-pub fn write_back(file: BorrowedFd<'_>, start: u64, len: u64) -> io::Result<()> {
+/// Starts writing the dirty pages of a range to disk, and waits for them if
+/// told to; neither metadata nor the drive's cache.
+pub fn write_back(file: BorrowedFd<'_>, start: u64, len: u64, wait: bool) -> io::Result<()> {
     let (start, len) = (offset(start)?, offset(len)?);
-    let flags = libc::SYNC_FILE_RANGE_WAIT_BEFORE
-        | libc::SYNC_FILE_RANGE_WRITE
-        | libc::SYNC_FILE_RANGE_WAIT_AFTER;
+    let flags = match wait {
+        true => {
+            libc::SYNC_FILE_RANGE_WAIT_BEFORE
+                | libc::SYNC_FILE_RANGE_WRITE
+                | libc::SYNC_FILE_RANGE_WAIT_AFTER
+        }
+        false => libc::SYNC_FILE_RANGE_WRITE,
+    };
     // SAFETY: takes numbers only; the descriptor is borrowed, so it is open.
     check(unsafe { libc::sync_file_range(file.as_raw_fd(), start, len, flags) })
 }

@@ -236,6 +236,7 @@ impl Backend for LocalBackend {
             dir,
             key: key.to_owned(),
             len: head.len() as u64,
+            given: 0,
             named: false,
         }))
     }
@@ -324,12 +325,18 @@ impl Backend for LocalBackend {
     }
 }
 
+/// Bytes after which the disk is asked to write what was appended: it works
+/// while more is made, and the sync that follows is short.
+const WRITE_BACK_BYTES: u64 = 4 << 20;
+
 struct LocalAppender {
     files: Arc<dyn Files>,
     file: Arc<dyn File>,
     dir: &'static Path,
     key: String,
     len: u64,
+    /// How much the disk was given to write already.
+    given: u64,
     /// Whether the name is on disk.
     named: bool,
 }
@@ -347,6 +354,14 @@ impl Appender for LocalAppender {
             return Err(error);
         }
         self.len += bytes.len() as u64;
+        if self.len - self.given >= WRITE_BACK_BYTES {
+            let from = std::mem::replace(&mut self.given, self.len);
+            let given = self.file.write_back(from, self.len - from, false);
+            // A hint: what it means, the next sync says.
+            if let Err(error) = given {
+                tracing::debug!("starting to write {}: {error}", self.key);
+            }
+        }
         Ok(())
     }
 

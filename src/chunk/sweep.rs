@@ -206,7 +206,11 @@ impl SweepRun {
 
     /// Which records of a pack are live, by its directory.
     fn judge(&self, number: PackNumber, info: &PackInfo, is_live: &IsLive<'_>) -> Result<Judged> {
-        let directory = self.store.index.directory(number)?;
+        let mut directory = self.store.index.directory(number)?;
+        if directory.entries().len() as u64 != info.records {
+            // Whatever the reason is: a record that is not judged is lost.
+            directory = self.store.index.reload(number)?;
+        }
         // Reading the directory may just have shown it.
         let info = self.store.index.info(number).unwrap_or(info.clone());
         if info.damaged {

@@ -152,8 +152,8 @@ impl File for LocalFile {
         self.0.sync_data()
     }
 
-    fn write_back(&self, offset: u64, len: u64) -> io::Result<()> {
-        sys::write_back(self.0.as_fd(), offset, len)
+    fn write_back(&self, offset: u64, len: u64, wait: bool) -> io::Result<()> {
+        sys::write_back(self.0.as_fd(), offset, len, wait)
     }
 
     fn drop_cache(&self) -> io::Result<()> {
@@ -180,7 +180,7 @@ mod tests {
         assert!(all[4096..204_096].iter().all(|byte| *byte == 0));
         assert!(all[204_096..290_000].iter().all(|byte| *byte == 7));
         assert!(all[290_000..300_000].iter().all(|byte| *byte == 0));
-        file.write_back(0, 300_000)?;
+        file.write_back(0, 300_000, true)?;
         file.sync_data()?;
         file.drop_cache()
     }

@@ -461,6 +461,24 @@ impl FaultyFiles {
     /// What is there after a power loss now: everything that was synced and
     /// an arbitrary part of the rest. This one fails from now on.
     pub fn crash(&self, random: &mut Random) -> FaultyFiles {
+        // All, nothing, or some of what was not synced.
+        match random.below(4) {
+            0 => self.crash_keeping(random, |_| false),
+            1 => self.crash_keeping(random, |_| true),
+            _ => self.crash_keeping(random, |random| random.below(2) == 0),
+        }
+    }
+
+    /// The same with nothing but what was synced.
+    pub fn crash_losing_all(&self) -> FaultyFiles {
+        self.crash_keeping(&mut Random(0), |_| false)
+    }
+
+    fn crash_keeping(
+        &self,
+        random: &mut Random,
+        keeps: impl Fn(&mut Random) -> bool,
+    ) -> FaultyFiles {
         let mut old = self.state();
         old.stopped = true;
         let mut new = State {
@@ -469,15 +487,6 @@ impl FaultyFiles {
             next_inode: old.next_inode,
             room: old.room,
             ..State::default()
-        };
-        // All, nothing, or some of what was not synced.
-        let keeps = {
-            let mood = random.below(4);
-            move |random: &mut Random| match mood {
-                0 => false,
-                1 => true,
-                _ => random.below(2) == 0,
-            }
         };
         for change in &old.pending_names {
             if keeps(random) {

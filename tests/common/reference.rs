@@ -113,15 +113,16 @@ impl Image {
             let fits = |sector: &Sector| sector[..part.len()] == *part;
             let earlier = self.earlier.get(&index).map_or(&[][..], Vec::as_slice);
             if !fits(&Self::sector(&self.bytes, index)) && !earlier.iter().any(fits) {
+                let right = Self::sector(&self.bytes, index);
+                let at = (0..part.len()).find(|at| part[*at] != right[*at]);
+                let at = at.unwrap_or(0);
+                let end = (at + 8).min(part.len());
+                let earlier: Vec<&[u8]> = earlier.iter().map(|sector| &sector[at..end]).collect();
                 return Err(format!(
-                    "sector {index} begins with {:02x?}, expected {:02x?} or one of {} earlier: {:02x?}",
-                    &part[..part.len().min(8)],
-                    &Self::sector(&self.bytes, index)[..8],
-                    earlier.len(),
-                    earlier
-                        .iter()
-                        .map(|sector| &sector[..8])
-                        .collect::<Vec<_>>()
+                    "sector {index} has from byte {at} on {:02x?}, expected {:02x?} or one of \
+                     {earlier:02x?}",
+                    &part[at..end],
+                    &right[at..end],
                 ));
             }
         }

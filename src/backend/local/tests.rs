@@ -134,8 +134,8 @@ impl File for SmallFile {
     fn sync_data(&self) -> io::Result<()> {
         self.inner.sync_data()
     }
-    fn write_back(&self, offset: u64, len: u64) -> io::Result<()> {
-        self.inner.write_back(offset, len)
+    fn write_back(&self, offset: u64, len: u64, wait: bool) -> io::Result<()> {
+        self.inner.write_back(offset, len, wait)
     }
     fn drop_cache(&self) -> io::Result<()> {
         self.inner.drop_cache()

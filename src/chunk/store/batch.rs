@@ -11,8 +11,8 @@ use std::collections::HashSet;
 use std::fmt;
 use std::sync::Arc;
 
-/// Bytes of chunks that are packed at a time, so that little waits in memory.
-const WINDOW_BYTES: usize = 8 << 20;
+/// Bytes of chunks that are packed while those before are appended.
+const WINDOW_BYTES: usize = 2 << 20;
 
 /// What [`Batch::put_all`] did.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]

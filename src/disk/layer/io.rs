@@ -460,13 +460,16 @@ impl Layer {
     }
 
     /// After recovery: gives a layer the size that the layer over it began
-    /// with, as a durable manifest says. Its own log may not have got so far.
-    pub fn recover_size(&self, size: u64) {
+    /// with, as a durable manifest says. Its own log may not have got so far;
+    /// what may lie behind its own end must not show then.
+    pub fn recover_size(&self, size: u64) -> Result<()> {
         if self.size() < size {
+            self.settle_end()?;
             self.grow(size);
         } else if self.size() > size {
             self.cut_to(size);
         }
+        Ok(())
     }
 
     /// After recovery: makes sure that nothing is behind the end, where a
