@@ -129,13 +129,7 @@ pub fn recover(
             && let Some(below) = opened.get(&below)
             && below.broken().is_none()
         {
-            match below.recover_size(record.size) {
-                // What is behind its end lies in a lost segment.
-                Err(error @ Error::Damaged { .. }) => {
-                    tracing::error!("layer {}: {error}", below.id);
-                }
-                recovered => recovered?,
-            }
+            below.recover_size(record.size);
         }
     }
     for disk in &disks {

@@ -136,6 +136,9 @@ impl Disk {
                 break range;
             }
         };
+        if old.is_end_unsettled() {
+            self.sync_layer(&old)?;
+        }
         head.begin_with(old.size());
         head.set_modified_ns(old.modified_ns());
         let mut next = self.state.read().clone();

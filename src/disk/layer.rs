@@ -190,6 +190,9 @@ pub struct Layer {
     failed: OnceLock<String>,
     /// Why its log could not be replayed: nothing in it can be read.
     broken: Option<String>,
+    /// Something behind its end was cleared and may be on disk still: before
+    /// it is synced no manifest may say that the disk is longer.
+    cleared: AtomicBool,
     /// Segments that lack something that the log says is in them, with why:
     /// nothing more is written there, or what is lacking would read as zeros.
     lost: BTreeMap<u64, String>,
@@ -327,6 +330,7 @@ impl Layer {
             }),
             failed: OnceLock::new(),
             broken: None,
+            cleared: AtomicBool::new(false),
             lost: BTreeMap::new(),
             writers: Mutex::new(0),
             no_writers: Condvar::new(),
@@ -430,6 +434,11 @@ impl Layer {
             lost.insert(index, why);
         }
         Ok(lost)
+    }
+
+    /// Whether it has to be synced before a manifest may say how long it is.
+    pub fn is_end_unsettled(&self) -> bool {
+        self.cleared.load(Ordering::SeqCst)
     }
 
     /// Ranges of it, in bytes, in which something is lost, with why.
@@ -757,6 +766,7 @@ impl Layer {
                 layer.sync()?;
             }
         }
+        let cleared = self.cleared.swap(false, Ordering::SeqCst);
         // Records are taken before the data is synced: what is appended
         // below speaks only of data that the sync covered.
         let mut records = std::mem::take(&mut self.content.write().pending);
@@ -768,6 +778,7 @@ impl Layer {
             .sync_segments()
             .and_then(|()| self.append(log, &records));
         if let Err(error) = appended {
+            self.cleared.fetch_or(cleared, Ordering::SeqCst);
             let mut content = self.content.write();
             records.append(&mut content.pending);
             content.pending = records;

@@ -45,6 +45,7 @@ struct Expected {
 }
 
 /// What was under way when the power failed: done or not, both are right.
+#[derive(Clone)]
 enum UnderWay {
     Nothing,
     Create(String),
@@ -277,7 +278,10 @@ impl World {
     fn go_on(&mut self, under_way: UnderWay) {
         if self.trouble == Trouble::Full {
             // Nothing but that operation was touched by it.
-            self.resolve(under_way);
+            self.resolve(under_way.clone());
+            if self.files.is_stopped() {
+                return self.crash(under_way);
+            }
             let store = self.store.clone().expect("the store is open");
             for (name, expected) in &mut self.disks {
                 let (Some(live), Some(disk)) = (&mut expected.live, store.disk(name)) else {
@@ -862,8 +866,11 @@ impl World {
             }
             UnderWay::Import(name) => {
                 // Its content is anybody's guess.
-                if has_image(&name) {
-                    store.remove_image(&name).expect("removing it");
+                if has_image(&name)
+                    && let Err(error) = store.remove_image(&name)
+                {
+                    // The power fails just then; it is looked for again.
+                    assert!(self.files.is_stopped(), "removing it: {error}");
                 }
             }
         }

@@ -460,16 +460,13 @@ impl Layer {
     }
 
     /// After recovery: gives a layer the size that the layer over it began
-    /// with, as a durable manifest says. Its own log may not have got so far;
-    /// what may lie behind its own end must not show then.
-    pub fn recover_size(&self, size: u64) -> Result<()> {
+    /// with, as a durable manifest says. Its own log may not have got so far.
+    pub fn recover_size(&self, size: u64) {
         if self.size() < size {
-            self.settle_end()?;
             self.grow(size);
         } else if self.size() > size {
             self.cut_to(size);
         }
-        Ok(())
     }
 
     /// After recovery: makes sure that nothing is behind the end, where a
@@ -508,6 +505,7 @@ impl Layer {
         let mut bytes = vec![0; rest];
         self.read_data(size, &mut bytes)?;
         if bytes.iter().any(|byte| *byte != 0) {
+            self.cleared.store(true, Ordering::SeqCst);
             self.write_data(size, &vec![0; rest])?;
         }
         Ok(())
