@@ -29,7 +29,8 @@
 //! [`verify`], [`repair`], [`recover`]} → [`snapshot`], [`disk`] → {[`map`], [`chunk`]} →
 //! {[`pack`], [`index`], [`manifest`]} → [`backend`] → [`files`] → [`error`],
 //! [`name`]. Only `fuse` knows fuser, only `index` knows sled, only `sys` has
-//! unsafe code; everything below `fuse` is tested without a mount.
+//! unsafe code, only `sandbox` knows Landlock; everything below `fuse` is
+//! tested without a mount.
 //!
 //! # Invariants
 //! 1. What an fsync, O_SYNC or O_DSYNC write acknowledged survives power
@@ -60,7 +61,8 @@
 //! 8. gc condemns only packs that were closed before it began; a dedupe hit
 //!    pins its pack, and a pin alive at any time in a run holds for that run.
 //!    Before compaction deletes a pack each live record has been read back by
-//!    id from a synced one. Any finding ends gc with nothing more deleted.
+//!    id from a synced one. Any finding ends gc with nothing more deleted;
+//!    only packs that a repair set apart are passed over, and stay.
 //! 9. A FUSE thread never waits for a disk flush, a fill from a pack, another
 //!    request or backpressure: bounded pools do that work and answer later.
 //!    Lock order is written on the locks; none is held across a reply.

@@ -154,8 +154,8 @@ step_clone() {
 # Sealing against zstd on the same bytes.
 step_seal() {
     local bytes round disk=$mnt/seal zstd_ms=() seal_ms=() all_ms=() mkdir_ms
-    echo "+ tar -c /usr/lib | head -c $(pick 1G 256M) >corpus"
-    { tar -c -C / usr/lib 2>/dev/null || true; } | head -c "$(pick 1G 256M)" >"$work/corpus"
+    echo "+ tar -c /usr/lib | head -c 1G >corpus"
+    { tar -c -C / usr/lib 2>/dev/null || true; } | head -c 1G >"$work/corpus"
     bytes=$(stat -c %s "$work/corpus")
     new_disk "$disk" 4G
     for round in 1 2 3; do
