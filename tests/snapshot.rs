@@ -272,9 +272,10 @@ fn many_snapshots_hold_few_files() {
     let mount = store.mount();
     let idle = disk_with(mount.point(), "idle", &noise(1, 100_000));
     let busy = disk_with(mount.point(), "busy", &noise(2, 100_000));
-    // Two for each of the 64 layers that may wait, those of the index, packs;
-    // two for every snapshot would be 600.
-    let few = 450;
+    // Two for each layer that may wait, is being sealed, or has been and goes
+    // with the next round (64 each), those of the index, packs; two for every
+    // snapshot would be 1200.
+    let few = 600;
     for number in 0..1000 {
         take(&idle, &format!("s{number}"));
     }
@@ -284,9 +285,9 @@ fn many_snapshots_hold_few_files() {
         open_files(&mount)
     );
     let image = open(&busy.join("disk.img"));
-    for number in 0..300u64 {
+    for number in 0..600u64 {
         let bytes = number.to_le_bytes();
-        image.write_all_at(&bytes, number * 300).expect("a write");
+        image.write_all_at(&bytes, number * 150).expect("a write");
         take(&busy, &format!("s{number}"));
         assert!(
             open_files(&mount) < few,
@@ -308,7 +309,7 @@ fn many_snapshots_hold_few_files() {
     let mut at = [0; 8];
     let snapshot = File::open(busy.join(".snapshots/s7/disk.img")).expect("it is there");
     snapshot
-        .read_exact_at(&mut at, 7 * 300)
+        .read_exact_at(&mut at, 7 * 150)
         .expect("it can be read");
     assert_eq!(at, 7u64.to_le_bytes());
     assert_eq!(
