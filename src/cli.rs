@@ -12,6 +12,7 @@ mod init;
 mod log;
 mod mount;
 mod mountinfo;
+mod out;
 mod report;
 mod size;
 mod table;

@@ -515,3 +515,25 @@ fn nobody_else_sees_into_the_store() -> Outcome {
     assert!(seen > 8, "{seen} files");
     Ok(())
 }
+
+/// `snapdisk … | head` ends quietly when head has had enough; a full disk
+/// under the answer is told.
+#[test]
+fn an_answer_that_nobody_reads_is_no_error() -> Outcome {
+    let store = TestStore::new();
+    for verb in ["status", "list", "verify"] {
+        let (reader, writer) = std::io::pipe()?;
+        drop(reader);
+        let mut command = command(SNAPDISK, &[verb, &text(&store.path())]);
+        let output = command.stdout(writer).output()?;
+        let said = String::from_utf8_lossy(&output.stderr);
+        assert!(output.status.success() && said.is_empty(), "{verb}: {said}");
+        let mut command = common::command(SNAPDISK, &[verb, &text(&store.path())]);
+        let full = OpenOptions::new().write(true).open("/dev/full")?;
+        let output = command.stdout(full).output()?;
+        let said = String::from_utf8_lossy(&output.stderr);
+        assert_eq!(output.status.code(), Some(1), "{verb}: {said}");
+        assert!(said.contains("No space left"), "{verb}: {said}");
+    }
+    Ok(())
+}

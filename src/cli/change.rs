@@ -7,6 +7,7 @@ use super::ask::{Place, close, mounts, open};
 use super::bar::Bar;
 use super::failure::{Failure, of_library};
 use super::mountinfo::absolute;
+use super::out::say;
 use crate::disk::Disk;
 use crate::error::Error;
 use crate::name::SnapshotName;
@@ -101,10 +102,10 @@ pub(super) fn snapshot(snapshot: &Snapshot) -> anyhow::Result<ExitCode> {
             .iter()
             .map(|(disk, failure)| json!({ "disk": disk, "error": failure.to_string() }))
             .collect();
-        println!("{}", json!({ "taken": taken, "failed": failed }));
+        say!("{}", json!({ "taken": taken, "failed": failed }));
     } else {
         for one in &taken {
-            println!("{}@{}", text(&one["disk"]), text(&one["name"]));
+            say!("{}@{}", text(&one["disk"]), text(&one["name"]));
         }
     }
     if failed.is_empty() {
@@ -277,13 +278,13 @@ pub(super) fn rollback(rollback: &Rollback) -> anyhow::Result<ExitCode> {
     };
     if rollback.json {
         let answer = json!({ "disk": shown, "snapshot": rollback.snapshot, "kept": kept });
-        println!("{answer}");
+        say!("{answer}");
     } else {
-        println!("{shown} is as it was at {}", rollback.snapshot);
+        say!("{shown} is as it was at {}", rollback.snapshot);
         match kept {
-            Some(kept) => println!("what it was before is kept as snapshot {kept}"),
-            None if rollback.discard => println!("what it was before is discarded"),
-            None => println!("nothing had to be kept"),
+            Some(kept) => say!("what it was before is kept as snapshot {kept}"),
+            None if rollback.discard => say!("what it was before is discarded"),
+            None => say!("nothing had to be kept"),
         }
     }
     Ok(ExitCode::SUCCESS)

@@ -1,6 +1,7 @@
 //! `snapdisk init`.
 
 use super::failure::of_library;
+use super::out::say;
 use super::size;
 use crate::store::{self, InitOptions};
 use clap::Args;
@@ -32,6 +33,6 @@ pub(super) fn run(init: &Init) -> anyhow::Result<ExitCode> {
     };
     let shown = init.store.display();
     store::init(&init.store, &options).map_err(of_library(format!("making the store {shown}")))?;
-    println!("made the store {shown}; to mount it: snapdisk mount {shown} MNT");
+    say!("made the store {shown}; to mount it: snapdisk mount {shown} MNT");
     Ok(ExitCode::SUCCESS)
 }

@@ -3,6 +3,7 @@
 use super::ask::{Place, ask, mounts};
 use super::failure::Failure;
 use super::mountinfo::absolute;
+use super::out::say;
 use super::size::human;
 use super::table;
 use crate::verbs::Request;
@@ -140,7 +141,7 @@ pub(super) fn status(status: &Status) -> anyhow::Result<ExitCode> {
     };
     answer["mounted_on"] = json!(mounted_on);
     if status.json {
-        println!("{answer}");
+        say!("{answer}");
     } else {
         print_fields(&answer, &FIRST);
     }
@@ -164,7 +165,7 @@ pub(super) fn list(list: &List) -> anyhow::Result<ExitCode> {
     let is_disk = disk.is_some();
     let answer = ask(&place, &Request::List { disk }, &mut |_| ())?;
     if list.json {
-        println!("{answer}");
+        say!("{answer}");
     } else if is_disk {
         print_snapshots(&answer);
     } else {
@@ -203,18 +204,18 @@ pub(super) fn verify(verify: &Verify) -> anyhow::Result<ExitCode> {
     };
     let report = ask(&place, &request, &mut |finding| {
         if !verify.json {
-            println!("damaged: {}", finding["text"].as_str().unwrap_or_default());
+            say!("damaged: {}", finding["text"].as_str().unwrap_or_default());
         }
         findings.push(finding.clone());
     })?;
     let is_whole = findings.is_empty();
     if verify.json {
-        println!("{}", json!({ "report": report, "findings": findings }));
+        say!("{}", json!({ "report": report, "findings": findings }));
     } else {
         print_fields(&report["repair"], &["damaged_packs", "copied_chunks"]);
         print_fields(&report, &["manifests", "maps", "packs", "chunks"]);
         if is_whole {
-            println!("all is well");
+            say!("all is well");
         }
     }
     if is_whole {
@@ -241,7 +242,7 @@ pub(super) fn gc(gc: &Gc) -> anyhow::Result<ExitCode> {
     };
     let report = ask(&place, &request, &mut |_| ())?;
     if gc.json {
-        println!("{report}");
+        say!("{report}");
     } else {
         print_fields(
             &report,
@@ -266,13 +267,13 @@ fn print_fields(report: &Value, first: &[&str]) {
             None | Some(Value::Null | Value::Object(_)) => {}
             Some(Value::Array(lines)) => {
                 for line in lines {
-                    println!("{name:<16} {}", plain(line));
+                    say!("{name:<16} {}", plain(line));
                 }
             }
             Some(value) if key == "bytes" || key.ends_with("_bytes") || key == "chunk_size" => {
-                println!("{name:<16} {}", size(value));
+                say!("{name:<16} {}", size(value));
             }
-            Some(value) => println!("{name:<16} {}", plain(value)),
+            Some(value) => say!("{name:<16} {}", plain(value)),
         }
     }
 }
@@ -305,7 +306,7 @@ fn print_disks(answer: &Value) {
         ]
     });
     if disks.is_empty() {
-        println!("no disks; `mkdir MNT/NAME` makes one");
+        say!("no disks; `mkdir MNT/NAME` makes one");
     }
     table::print(&["DISK", "SIZE", "DATA", "SNAPSHOTS"], 1, &disks);
     let images = rows(&answer["images"], |image| {
@@ -316,14 +317,14 @@ fn print_disks(answer: &Value) {
         ]
     });
     if !images.is_empty() {
-        println!();
+        say!();
     }
     table::print(&["IMAGE", "OF SNAPSHOT", "SIZE"], 2, &images);
 }
 
 fn print_snapshots(answer: &Value) {
     let disk = &answer["disk"];
-    println!(
+    say!(
         "disk {}: size {}, data {}",
         plain(&disk["name"]),
         size(&disk["size"]),
@@ -343,7 +344,7 @@ fn print_snapshots(answer: &Value) {
         ]
     });
     if snapshots.is_empty() {
-        println!("no snapshots; `mkdir DISK-DIR/.snapshots/NAME` takes one");
+        say!("no snapshots; `mkdir DISK-DIR/.snapshots/NAME` takes one");
     }
     table::print(
         &["SNAPSHOT", "CREATED", "STATE", "SIZE", "UNIQUE"],

@@ -1,10 +1,12 @@
 //! Tables for people.
 
+use super::out;
+
 /// Prints rows under a header; columns from `right` on are aligned to the
 /// right. Nothing if there are no rows.
 pub(super) fn print(header: &[&str], right: usize, rows: &[Vec<String>]) {
     if !rows.is_empty() {
-        print!("{}", render(header, right, rows));
+        out::print(format_args!("{}", render(header, right, rows)));
     }
 }
 
