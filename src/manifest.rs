@@ -309,8 +309,7 @@ pub trait Manifest: Serialize + DeserializeOwned {
 
 /// Counters stay below this.
 const COUNT_LIMIT: u64 = 1 << 62;
-/// Seconds and nanoseconds of the years 1677 to 2262 fit an i64; what is
-/// near its ends is no time that anybody took.
+/// Nanoseconds from 1970 stay within this, some 146 years to either side.
 const TIME_LIMIT: i64 = 1 << 62;
 
 impl Manifest for Header {

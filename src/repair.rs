@@ -8,7 +8,6 @@ use crate::chunk::{ChunkId, Kind};
 use crate::disk::layer::Below;
 use crate::error::Result;
 use crate::manifest;
-use crate::map;
 use crate::pack::PackName;
 use crate::progress::Progress;
 use crate::recover;
@@ -77,16 +76,20 @@ impl Store {
         let damaged: Vec<PackName> = damaged.into_iter().collect();
         progress.update("copying what is sound", 0, 0);
         let salvaged = run.salvage(&damaged)?;
-        report.copied_chunks = salvaged.copied;
+        report.copied_chunks = salvaged.copied.len() as u64;
 
-        let lost = self.lost_ranges(progress, found)?;
+        let lacks = |kind: Kind, id: &ChunkId| {
+            let is_there = chunks.has_sound(kind, id);
+            (!is_there).then(|| format!("{kind} chunk {id} is in no sound pack"))
+        };
+        let lost = self.walk_maps(progress, &lacks, found)?;
         report.damaged_views = lost.values().filter(|lost| **lost).count() as u64;
         self.mark_snapshots(&lost)?;
         let unknown = !self.damage.lock().is_empty();
         let mut kept: BTreeSet<PackName> = damaged.iter().copied().collect();
         if report.damaged_views == 0 && !unknown {
             for (number, name) in &salvaged.packs {
-                if run.remove(*number, name)? {
+                if run.delete(*number, name)? {
                     kept.remove(name);
                     report.removed_packs += 1;
                 }
@@ -121,71 +124,6 @@ impl Store {
         }
         self.chunks().set_apart(packs);
         Ok(())
-    }
-
-    /// For every root whether something that it shows is in no sound pack;
-    /// those ranges go to `found`.
-    fn lost_ranges(
-        &self,
-        progress: &dyn Progress,
-        found: &mut dyn FnMut(Finding),
-    ) -> Result<HashMap<ChunkId, bool>> {
-        let chunks = self.chunks();
-        let unit = self.engine.sealed.chunk_size();
-        let roots = self.roots();
-        let mut lost = HashMap::new();
-        let mut whole = HashSet::new();
-        for (done, (id, (root, views))) in roots.iter().enumerate() {
-            progress.update("walking maps", done as u64, roots.len() as u64);
-            self.engine.check_open()?;
-            let mut bad = Vec::new();
-            if !chunks.has_sound(Kind::Root, id) {
-                bad.push((
-                    0..root.root.chunks(),
-                    format!("its root {id} is in no sound pack"),
-                ));
-            }
-            let (mut pages, mut gone) = (Vec::new(), 0);
-            let mut missing = Vec::new();
-            map::walk_findings(
-                &*self.engine.sealed,
-                &root.root,
-                &mut |page, _| {
-                    let new = !whole.contains(page);
-                    if new {
-                        gone += u64::from(!chunks.has_sound(Kind::Page, page));
-                        pages.push(*page);
-                    }
-                    new
-                },
-                &mut |index, chunk| {
-                    if !chunks.has_sound(Kind::Data, chunk) {
-                        let detail = format!("chunk {chunk} is in no sound pack");
-                        missing.push((index..index + 1, detail));
-                    }
-                },
-                &mut |range, _, error| bad.push((range, error.to_string())),
-            );
-            bad.append(&mut missing);
-            if gone > 0 && bad.is_empty() {
-                // Pages that are in memory still.
-                let detail = format!("{gone} of its map pages are in no sound pack");
-                bad.push((0..root.root.chunks(), detail));
-            }
-            lost.insert(*id, !bad.is_empty());
-            if bad.is_empty() {
-                whole.extend(pages);
-            }
-            for (range, detail) in bad {
-                found(Finding::Range {
-                    what: views.join(", "),
-                    from: range.start * unit,
-                    to: (range.end * unit).min(root.root.size),
-                    detail,
-                });
-            }
-        }
-        Ok(lost)
     }
 
     /// Notes on every sealed snapshot whether something of it is lost.

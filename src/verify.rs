@@ -8,7 +8,7 @@ use crate::pack;
 use crate::progress::Progress;
 use crate::store::Store;
 use serde::Serialize;
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 use std::fmt;
 use std::ops::Range;
 
@@ -200,9 +200,8 @@ impl Store {
         }
     }
 
-    /// Walks every map: its pages have to be there and consistent, and every
-    /// chunk that it names has to be in some pack. Those that were found
-    /// `wrong` in one are read, as another pack may have them whole.
+    /// Every chunk that a map names has to be in some pack. Those that were
+    /// found `wrong` in one are read, as another pack may have them whole.
     fn verify_maps(
         &self,
         progress: &dyn Progress,
@@ -210,47 +209,73 @@ impl Store {
         report: &mut VerifyReport,
         found: &mut dyn FnMut(Finding),
     ) -> Result<()> {
+        let chunks = self.chunks();
+        let lacks = |kind: Kind, id: &ChunkId| match kind {
+            Kind::Data if wrong.contains(id) => {
+                let read = chunks.get(Kind::Data, id);
+                read.err().map(|error| error.to_string())
+            }
+            Kind::Data if chunks.stored_len(Kind::Data, id).is_none() => {
+                let missing = Error::ChunkMissing { id: id.to_string() };
+                Some(missing.to_string())
+            }
+            _ => None,
+        };
+        report.maps = self.walk_maps(progress, &lacks, found)?.len() as u64;
+        Ok(())
+    }
+
+    /// Walks every map: its pages have to be there and consistent. `lacks`
+    /// is asked what is wrong with each thing that is named: with all of a
+    /// map for its root and pages, with that chunk for data. Ranges that
+    /// cannot be had go to `found`; answers for each root whether there are
+    /// any.
+    pub(crate) fn walk_maps(
+        &self,
+        progress: &dyn Progress,
+        lacks: &dyn Fn(Kind, &ChunkId) -> Option<String>,
+        found: &mut dyn FnMut(Finding),
+    ) -> Result<HashMap<ChunkId, bool>> {
         let roots = self.roots();
         let unit = self.engine.sealed.chunk_size();
+        let mut lost = HashMap::new();
         let mut whole = HashSet::new();
-        for (done, (root, views)) in roots.values().enumerate() {
+        for (done, (id, (root, views))) in roots.iter().enumerate() {
             progress.update("walking maps", done as u64, roots.len() as u64);
             self.engine.check_open()?;
+            let all = 0..root.root.chunks();
             let mut bad: Vec<(Range<u64>, String)> = Vec::new();
+            bad.extend(lacks(Kind::Root, id).map(|detail| (all.clone(), detail)));
             let mut missing = Vec::new();
             let mut pages = Vec::new();
+            let mut page_lacks = None;
             map::walk_findings(
                 &*self.engine.sealed,
                 &root.root,
                 &mut |page, _| {
                     let new = !whole.contains(page);
                     if new {
+                        page_lacks = page_lacks.take().or_else(|| lacks(Kind::Page, page));
                         pages.push(*page);
                     }
                     new
                 },
                 &mut |index, chunk| {
-                    let chunks = self.chunks();
-                    let there = if wrong.contains(chunk) {
-                        chunks.get(Kind::Data, chunk).map(drop)
-                    } else if chunks.stored_len(Kind::Data, chunk).is_none() {
-                        Err(Error::ChunkMissing {
-                            id: chunk.to_string(),
-                        })
-                    } else {
-                        Ok(())
-                    };
-                    if let Err(error) = there {
-                        missing.push((index..index + 1, error.to_string()));
-                    }
+                    let detail = lacks(Kind::Data, chunk);
+                    missing.extend(detail.map(|detail| (index..index + 1, detail)));
                 },
                 &mut |chunks, _, error| bad.push((chunks, error.to_string())),
             );
+            bad.extend(missing);
+            if bad.is_empty() {
+                // A page that is only in memory still.
+                bad.extend(page_lacks.map(|detail| (all, detail)));
+            }
             // A page is not walked again only if all below it was sound.
-            if bad.is_empty() && missing.is_empty() {
+            if bad.is_empty() {
                 whole.extend(pages);
             }
-            bad.extend(missing);
+            lost.insert(*id, !bad.is_empty());
             for (chunks, detail) in bad {
                 found(Finding::Range {
                     what: views.join(", "),
@@ -259,8 +284,7 @@ impl Store {
                     detail,
                 });
             }
-            report.maps += 1;
         }
-        Ok(())
+        Ok(lost)
     }
 }

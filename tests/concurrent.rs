@@ -12,10 +12,10 @@
 mod common;
 
 use common::bytes::Random;
+use common::library::{CHUNK, make};
 use snapdisk::disk::{Disk, Source, Wait};
 use snapdisk::error::{Error, Result};
-use snapdisk::manifest::Owner;
-use snapdisk::name::{DiskName, SnapshotName};
+use snapdisk::name::SnapshotName;
 use snapdisk::progress::Quiet;
 use snapdisk::store::{self, InitOptions, Options, Store};
 use std::collections::BTreeMap;
@@ -24,11 +24,6 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, OnceLock};
 use std::thread;
 
-const OWNER: Owner = Owner {
-    uid: 0,
-    gid: 0,
-    mode: 0o644,
-};
 const SECTOR: usize = 512;
 /// Of a disk.
 const SECTORS: usize = 2048;
@@ -248,10 +243,8 @@ impl World {
             return;
         };
         let name = format!("c{}", self.names.fetch_add(1, Ordering::SeqCst));
-        let parsed = DiskName::parse(name.as_ref()).expect("a name");
         let cloned = (|| -> Result<Option<Arc<Disk>>> {
-            let disk = self.store.create_disk(parsed, OWNER)?;
-            disk.create_image(OWNER)?;
+            let disk = make(&self.store, &name)?;
             let Some(snapshot) = taken.disk.disk.snapshot(&taken.name) else {
                 return Ok(None);
             };
@@ -349,15 +342,13 @@ fn everything_at_once() {
     store::init(
         &root,
         &InitOptions {
-            chunk_size: 16 << 10,
+            chunk_size: CHUNK as u32,
         },
     )
     .expect("a new store");
     let store = open(&root);
     let disks = (0..DISKS).map(|number| {
-        let name = DiskName::parse(format!("d{number}").as_ref()).expect("a name");
-        let disk = store.create_disk(name, OWNER).expect("a disk");
-        disk.create_image(OWNER).expect("its image");
+        let disk = make(&store, &format!("d{number}")).expect("a disk");
         disk.truncate((SECTORS * SECTOR) as u64, false)
             .expect("its size");
         Arc::new(Tested {

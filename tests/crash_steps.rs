@@ -25,10 +25,6 @@ use std::sync::Arc;
 /// Everything that can be seen in a store: what it is called, and a hash.
 type Content = BTreeMap<String, String>;
 
-fn disk(store: &Store, name: &str) -> Arc<Disk> {
-    store.disk(name).unwrap_or_else(|| panic!("disk {name}"))
-}
-
 fn wait_sealed(disk: &Disk) {
     common::wait_until("everything is sealed", || {
         disk.snapshots().iter().all(|s| s.state() == "ready")

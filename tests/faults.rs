@@ -16,7 +16,6 @@ use common::faulty::{Call, Fault, FaultyFiles};
 use common::library::*;
 use snapdisk::disk::{Disk, Wait};
 use snapdisk::progress::Quiet;
-use snapdisk::store::Store;
 use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::Arc;
@@ -228,10 +227,6 @@ fn run(what: &str, sample: &(FaultyFiles, Vec<u8>), fault: &Fault, root: &Path) 
         .close()
         .unwrap_or_else(|error| panic!("{what}: closing: {error}"));
     (hits, run.flushed, run.refused)
-}
-
-fn disk(store: &Store, name: &str) -> Arc<Disk> {
-    store.disk(name).unwrap_or_else(|| panic!("disk {name}"))
 }
 
 #[test]

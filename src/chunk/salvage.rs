@@ -18,9 +18,7 @@ use std::collections::HashSet;
 #[derive(Debug)]
 pub struct Salvaged {
     /// Sound records that were in no sound pack and are now.
-    pub copied: u64,
-    /// Records that are nowhere any more, of those that are known of.
-    pub lost: u64,
+    pub copied: Vec<Entry>,
     /// The packs that could be read, damaged as they are.
     pub packs: Vec<(PackNumber, PackName)>,
     /// Keeps what was relied on until what names it is durable.
@@ -46,12 +44,11 @@ impl ChunkStore {
 
 impl SweepRun {
     /// Copies what is sound in the damaged ones of `packs` and in no sound
-    /// pack. Durable when this returns.
+    /// pack. Durable, and read back by id, when this returns.
     pub fn salvage(&self, packs: &[PackName]) -> Result<Salvaged> {
         let index = self.store.index();
         let mut salvaged = Salvaged {
-            copied: 0,
-            lost: 0,
+            copied: Vec::new(),
             packs: Vec::new(),
             batch: self.store.begin(),
         };
@@ -84,14 +81,12 @@ impl SweepRun {
                 && let Some(bytes) = self.store.cached(kind, id)
                 && salvaged.batch.put(kind, id, &bytes)?
             {
-                salvaged.copied += 1;
+                salvaged.copied.push(*entry);
             }
         }
         salvaged.batch.sync()?;
-        for entry in &known {
-            if self.store.read_back(entry, &from).is_err() {
-                salvaged.lost += 1;
-            }
+        for entry in &salvaged.copied {
+            self.store.read_back(entry, &from)?;
         }
         Ok(salvaged)
     }
@@ -116,7 +111,8 @@ impl SweepRun {
                 return;
             }
             match salvaged.batch.append(&stored) {
-                Ok(new) => salvaged.copied += u64::from(new),
+                Ok(true) => salvaged.copied.push(*entry),
+                Ok(false) => {}
                 Err(error) => failed = Some(error),
             }
         })?;
@@ -124,17 +120,5 @@ impl SweepRun {
             Some(error) => Err(error),
             None => Ok(()),
         }
-    }
-
-    /// Deletes packs in which nothing is needed; false for those that
-    /// somebody relies on.
-    pub fn remove(&self, number: PackNumber, name: &PackName) -> Result<bool> {
-        self.store.check_poison()?;
-        if !self.condemn(number) {
-            return Ok(false);
-        }
-        self.store.backend.delete(&name.key())?;
-        self.store.index().remove(number);
-        Ok(true)
     }
 }

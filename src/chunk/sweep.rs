@@ -18,7 +18,7 @@ use crate::chunk::store::{Batch, ChunkStore, Finding};
 use crate::chunk::{ChunkId, Kind};
 use crate::error::{Error, Result};
 use crate::index::{PackInfo, PackNumber};
-use crate::pack::{self, Entry, ReadError};
+use crate::pack::{self, Entry, PackName, ReadError};
 use std::collections::{HashMap, HashSet};
 use std::fmt;
 use std::sync::Arc;
@@ -161,7 +161,7 @@ impl SweepRun {
                 report.interrupted = true;
                 return Ok(report);
             }
-            if self.delete(pack)? {
+            if self.delete(pack.number, &pack.info.name)? {
                 report.packs_deleted += 1;
                 report.bytes_freed += pack.info.file_len;
             }
@@ -254,7 +254,7 @@ impl SweepRun {
     }
 
     /// Hides a pack from look-ups, unless somebody relies on it.
-    pub(super) fn condemn(&self, number: PackNumber) -> bool {
+    fn condemn(&self, number: PackNumber) -> bool {
         let pins = self.store.pins.lock();
         let protected = pins.protected.as_ref();
         if pins.counts.contains_key(&number)
@@ -267,15 +267,15 @@ impl SweepRun {
     }
 
     /// Condemns and deletes a pack; false if somebody relies on it.
-    fn delete(&self, pack: &Judged) -> Result<bool> {
+    pub fn delete(&self, number: PackNumber, name: &PackName) -> Result<bool> {
         self.store.check_poison()?;
-        if !self.condemn(pack.number) {
+        if !self.condemn(number) {
             return Ok(false);
         }
         // After an error the file may be there or not. It stays hidden, so
         // that nobody relies on it.
-        self.store.backend.delete(&pack.info.name.key())?;
-        self.store.index.remove(pack.number);
+        self.store.backend.delete(&name.key())?;
+        self.store.index.remove(number);
         Ok(true)
     }
 
@@ -349,7 +349,7 @@ impl SweepRun {
         }
         let (mut deleted, mut freed) = (0, 0);
         for pack in group {
-            if self.delete(pack)? {
+            if self.delete(pack.number, &pack.info.name)? {
                 deleted += 1;
                 freed += pack.info.file_len;
             }

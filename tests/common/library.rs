@@ -45,6 +45,11 @@ pub fn open_files(files: &FaultyFiles, root: &Path) -> Result<Arc<Store>> {
     Store::open_in(files, root, options(), &Quiet)
 }
 
+/// The disk of that name.
+pub fn disk(store: &Store, name: &str) -> Arc<Disk> {
+    store.disk(name).unwrap_or_else(|| panic!("disk {name}"))
+}
+
 /// A disk with an empty image.
 pub fn make(store: &Store, name: &str) -> Result<Arc<Disk>> {
     let disk = store.create_disk(DiskName::parse(name.as_ref())?, OWNER)?;
