@@ -103,6 +103,8 @@ pub struct Work {
     pub flush: bool,
     /// Something was deleted: space may be won.
     pub collect: bool,
+    /// The same, but not before everything is sealed.
+    pub collect_sealed: bool,
     /// Imports whose writers are gone.
     pub finish: bool,
     /// Snapshots that may have a date on which they end.

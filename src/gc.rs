@@ -40,6 +40,8 @@ pub struct GcReport {
     pub live_bytes: u64,
     /// Bytes of dead records that stay, in packs that are mostly live.
     pub dead_bytes: u64,
+    /// Packs that were not judged because a seal relied on them.
+    pub packs_protected: u64,
     /// Whether there was no room to compact everything worth it.
     pub no_space: bool,
 }
@@ -123,6 +125,7 @@ impl From<SweepReport> for GcReport {
             freed_bytes: report.bytes_freed,
             live_bytes: report.live_bytes,
             dead_bytes: report.dead_bytes,
+            packs_protected: report.packs_protected,
             no_space: report.no_space,
         }
     }
@@ -180,6 +183,7 @@ impl Store {
             });
         }
         let keep_going = || !self.engine.closing.load(Ordering::SeqCst);
+        drop(self.publishing.lock());
         let run = self.chunks().sweep_begin()?;
         let roots = self.roots();
         let salt = crate::time::now_ns() as u64;

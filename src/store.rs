@@ -113,6 +113,9 @@ pub struct Store {
     disks: RwLock<BTreeMap<u32, Arc<Disk>>>,
     threads: Mutex<Vec<JoinHandle<()>>>,
     lock: Mutex<Option<StoreLock>>,
+    /// Held from the moment layers count as sealed until manifests say so
+    /// and their packs are let go. Lock order: before a disk's `meta`.
+    pub(crate) publishing: Mutex<()>,
     /// Held by a gc from its start to its end.
     pub(crate) collecting: Mutex<()>,
     /// What recovery found damaged: gc deletes nothing then.

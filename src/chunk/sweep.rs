@@ -164,6 +164,8 @@ impl SweepRun {
             if self.delete(pack.number, &pack.info.name)? {
                 report.packs_deleted += 1;
                 report.bytes_freed += pack.info.file_len;
+            } else {
+                report.packs_protected += 1;
             }
         }
         self.compact(compact, is_live, &mut report, keep_going)?;
@@ -304,6 +306,7 @@ impl SweepRun {
             }
             match self.compact_group(&group, is_live) {
                 Ok((deleted, freed)) => {
+                    report.packs_protected += group.len() as u64 - deleted;
                     report.packs_compacted += deleted;
                     report.bytes_freed += freed;
                 }

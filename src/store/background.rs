@@ -9,10 +9,12 @@ use super::*;
 use crate::chunk::store::Batch;
 use crate::disk::SealTrouble;
 use crate::disk::layer::Layer;
+use crate::disk::sealed::SealedRoot;
 use crate::manifest::LayerId;
 use crate::progress::Quiet;
 use crate::snapshot::seal::SealPass;
 use crate::sys;
+use parking_lot::RwLockWriteGuard;
 use std::collections::HashSet;
 use std::sync::Weak;
 use std::time::{Duration, Instant};
@@ -91,10 +93,18 @@ impl Store {
     fn seal_round(&self, pool: &rayon::ThreadPool) -> Result<Round> {
         let chunks = self.chunks().clone();
         let batch = chunks.begin();
-        let sealed = self.seal_some(&batch, pool)?;
-        // A failure above may have left roots that manifests do not name.
+        let roots = self.seal_some(&batch, pool)?;
+        let sealed = roots.len();
+        // Whoever sees a snapshot ready, deletes it and asks for its space
+        // must not find its packs pinned still.
+        let publishing = self.publishing.lock();
+        for (layer, root) in roots {
+            layer.set_sealed(root);
+        }
+        // A failure before may have left roots that manifests do not name.
         self.publish_roots()?;
         drop(batch);
+        drop(publishing);
         let removed = self.remove_sealed_layers()?;
         // `mkdir` may be waiting for this.
         self.engine.work.changed.notify_all();
@@ -105,8 +115,13 @@ impl Store {
         })
     }
 
-    /// Seals layers, those below first; answers how many.
-    fn seal_some(&self, batch: &Batch, pool: &rayon::ThreadPool) -> Result<usize> {
+    /// Seals layers, those below first; answers them with their roots, which
+    /// are durable.
+    fn seal_some(
+        &self,
+        batch: &Batch,
+        pool: &rayon::ThreadPool,
+    ) -> Result<Vec<(Arc<Layer>, Arc<SealedRoot>)>> {
         let mut pass = SealPass::new(&self.engine, batch, pool);
         let mut layers: Vec<Arc<Layer>> = Vec::new();
         let mut bytes = 0;
@@ -139,15 +154,11 @@ impl Store {
             }
         }
         if layers.is_empty() {
-            return Ok(0);
+            return Ok(Vec::new());
         }
         let roots = pass.finish()?;
-        for layer in &layers {
-            if let Some(root) = roots.get(&layer.id) {
-                layer.set_sealed(root.clone());
-            }
-        }
-        Ok(layers.len())
+        let rooted = |layer: Arc<Layer>| roots.get(&layer.id).cloned().map(|root| (layer, root));
+        Ok(layers.into_iter().filter_map(rooted).collect())
     }
 
     /// Replaces every manifest that still names a sealed layer as unsealed.
@@ -166,11 +177,25 @@ impl Store {
         Ok(())
     }
 
+    /// Holds off whoever has a layer in hand that nothing names yet. On a
+    /// store where there is always somebody, waits for a moment once many
+    /// files are left to remove.
+    fn settle_alone(&self) -> Option<RwLockWriteGuard<'_, ()>> {
+        let settling = &self.engine.settling;
+        settling.try_write().or_else(|| {
+            let layers = self.engine.layers.lock();
+            let sealed = layers.values().filter(|layer| layer.sealed().is_some());
+            let many = sealed.count() >= PASS_LAYERS;
+            drop(layers);
+            many.then(|| settling.try_write_for(RETRY_DELAY)).flatten()
+        })
+    }
+
     /// Removes the files of layers that no manifest names as unsealed and
     /// nothing shows any more. False if that has to wait, because somebody
     /// has a layer in hand that nothing names yet.
     fn remove_sealed_layers(&self) -> Result<bool> {
-        let Some(_settling) = self.engine.settling.try_write() else {
+        let Some(_settling) = self.settle_alone() else {
             return Ok(false);
         };
         // While something is damaged, what nothing names may be what is
@@ -249,7 +274,9 @@ fn seal_thread(store: &Weak<Store>, engine: &Engine) {
             Ok(round) => {
                 *engine.seal_trouble.lock() = None;
                 match round {
-                    Round::Done => {}
+                    Round::Done => engine.work.raise(|work| {
+                        work.collect |= std::mem::take(&mut work.collect_sealed);
+                    }),
                     Round::More => engine.work.raise(|work| work.seal = true),
                     Round::Later => later = true,
                 }
@@ -373,7 +400,11 @@ fn collect_thread(store: &Weak<Store>, engine: &Engine) {
         }
         let Some(store) = store.upgrade() else { return };
         match store.gc(false, &Quiet) {
-            Ok(report) => tracing::info!("space: {report}"),
+            Ok(report) => {
+                tracing::info!("space: {report}");
+                let protected = report.packs_protected > 0;
+                engine.work.raise(|work| work.collect_sealed |= protected);
+            }
             Err(Error::Closing) => return,
             Err(error) => tracing::error!("no space is won back: {error}"),
         }

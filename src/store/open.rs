@@ -142,6 +142,7 @@ impl Store {
             disks: RwLock::new(disks),
             threads: Mutex::default(),
             lock: Mutex::default(),
+            publishing: Mutex::default(),
             collecting: Mutex::default(),
             damage: Mutex::new(recovered.damage),
         });
