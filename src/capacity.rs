@@ -41,6 +41,14 @@ pub struct Space {
     pub reserve_bytes: u64,
 }
 
+impl Space {
+    /// Whether somebody should do something about it: less than a twentieth
+    /// is left for writers.
+    pub fn is_low(&self) -> bool {
+        self.free_bytes < self.total_bytes / 20
+    }
+}
+
 impl Capacity {
     /// The room where `files` are.
     pub fn new(files: Arc<dyn Files>) -> Capacity {

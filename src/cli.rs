@@ -7,16 +7,21 @@ mod ask;
 mod bar;
 mod change;
 mod daemon;
+mod events;
 mod failure;
+mod freeze;
 mod init;
 mod log;
+mod manual;
 mod mount;
 mod mountinfo;
 mod out;
+mod policy;
 mod report;
 mod size;
 mod table;
 mod umount;
+mod usage;
 
 /// The exit code of a command line that cannot be meant.
 const USAGE: u8 = 2;
@@ -32,6 +37,9 @@ const USAGE: u8 = 2;
 pub struct Arguments {
     #[command(subcommand)]
     verb: Verb,
+    /// Give sizes in bytes
+    #[arg(long, global = true)]
+    bytes: bool,
 }
 
 const EXAMPLE: &str = "\
@@ -46,7 +54,8 @@ From nothing to a rollback:
   snapdisk umount /mnt/disks
 
 A verb's own help has more: snapdisk help VERB.
-Exit codes: 0 done; 1 failed, or `verify` found damage; 2 the command line is wrong.";
+Exit codes: 0 done; 1 failed, `verify` found damage, or `status` something that needs
+attention; 2 the command line is wrong.";
 
 #[derive(Subcommand, Debug)]
 enum Verb {
@@ -56,14 +65,27 @@ enum Verb {
     Status(report::Status),
     List(report::List),
     Snapshot(change::Snapshot),
+    Wait(events::Wait),
     Rollback(change::Rollback),
+    Diff(usage::Diff),
+    Policy(policy::Policies),
+    Set(policy::Set),
+    Capacity(usage::Capacity),
+    Reclaim(usage::Reclaim),
+    Events(events::Events),
+    Explain(events::Explain),
     Verify(report::Verify),
     Gc(report::Gc),
+    Completions(manual::Completions),
+    Man(manual::Man),
 }
 
 /// Does what the command line says. The exit code is not 0 only if it was
 /// done and found damage.
 pub fn run(arguments: Arguments) -> anyhow::Result<ExitCode> {
+    if arguments.bytes {
+        size::show_exact();
+    }
     match arguments.verb {
         Verb::Init(verb) => init::run(&verb),
         Verb::Mount(verb) => mount::run(&verb),
@@ -74,6 +96,16 @@ pub fn run(arguments: Arguments) -> anyhow::Result<ExitCode> {
         Verb::Rollback(verb) => change::rollback(&verb),
         Verb::Verify(verb) => report::verify(&verb),
         Verb::Gc(verb) => report::gc(&verb),
+        Verb::Wait(verb) => events::wait(&verb),
+        Verb::Diff(verb) => usage::diff(&verb),
+        Verb::Policy(verb) => policy::run(&verb),
+        Verb::Set(verb) => policy::set(&verb),
+        Verb::Capacity(verb) => usage::capacity(&verb),
+        Verb::Reclaim(verb) => usage::reclaim(&verb),
+        Verb::Events(verb) => events::events(&verb),
+        Verb::Explain(verb) => events::explain(&verb),
+        Verb::Completions(verb) => manual::completions(&verb),
+        Verb::Man(verb) => manual::man(&verb),
     }
 }
 
@@ -121,6 +153,10 @@ mod tests {
             "snapdisk snapshot",
             "snapdisk verify",
             "snapdisk verify --forget-lost m",
+            "snapdisk capacity m --since tomorrow",
+            "snapdisk set m max_snapshots",
+            "snapdisk completions nosuchshell",
+            "snapdisk policy plan f --days 0",
         ] {
             let error = Arguments::try_parse_from(line.split(' ')).expect_err(line);
             assert_eq!(error.exit_code(), i32::from(USAGE), "{line}");
@@ -134,6 +170,13 @@ mod tests {
             "snapdisk gc --dry-run m",
             "snapdisk verify --repair m",
             "snapdisk verify --repair --forget-lost m",
+            "snapdisk snapshot --freeze nightly m/web m/db",
+            "snapdisk --bytes list m",
+            "snapdisk capacity m/web --since 2026-11-01 --until 2026-12-01",
+            "snapdisk policy plan f.toml --days 30 --json",
+            "snapdisk set m max_manual_snapshots=512 max_snapshots=none",
+            "snapdisk events -f m",
+            "snapdisk completions fish",
         ] {
             assert!(Arguments::try_parse_from(line.split(' ')).is_ok(), "{line}");
         }

@@ -22,17 +22,20 @@ mod live;
 mod opens;
 
 pub use copy::Source;
+pub(crate) use image::{Frozen, Swap, Taking};
 pub use live::Seek;
 pub use opens::Opened;
 pub use sealed::{Attempt, Wait};
 
 use crate::capacity::Capacity;
 use crate::error::{Error, Result};
+use crate::events::{Event, EventLog, What};
 use crate::files::Files;
 use crate::manifest::{
     BaseRecord, DiskRecord, Encryption, ImageRecord, LayerId, LayerRecord, LinkRecord, Manifests,
-    Owner, Role,
+    Owner, PolicyUse, Role, Settings,
 };
+use crate::metrics::Metrics;
 use crate::pool::Pool;
 use crate::snapshot::Snapshot;
 use crate::time;
@@ -77,6 +80,16 @@ pub struct Engine {
     pub work: Signal,
     /// Why nothing is sealed at present, if so: `mkdir` must not wait for it.
     pub seal_trouble: Mutex<Option<SealTrouble>>,
+    /// What happened.
+    pub events: Arc<EventLog>,
+    /// What was counted.
+    pub metrics: Metrics,
+    /// How many snapshots a disk may have. Held for a look only.
+    pub settings: RwLock<Settings>,
+    /// Held, shared, by whatever looks for the head to write to, until it is
+    /// counted there; exclusively while several disks get new heads at one
+    /// instant. Held for a moment only.
+    pub gate: RwLock<()>,
     /// Answers fsyncs.
     pub flushes: Pool,
     /// Something was written since the flusher last looked.
@@ -175,7 +188,7 @@ struct Live {
 
 /// A disk as everybody sees it.
 #[derive(Clone)]
-struct State {
+pub(crate) struct State {
     name: String,
     owner: Owner,
     created_ns: i64,
@@ -185,6 +198,8 @@ struct State {
     next_generation: u64,
     /// By number. The names here count, not those in the snapshots.
     snapshots: Vec<(String, Arc<Snapshot>)>,
+    policy: Option<PolicyUse>,
+    slot_ns: Option<i64>,
     sequence: u64,
     nonce: Option<Uuid>,
 }
@@ -288,6 +303,8 @@ impl Disk {
             next_snapshot: 1,
             next_generation: 1,
             snapshots: Vec::new(),
+            policy: None,
+            slot_ns: None,
             sequence: 0,
             nonce: None,
         };
@@ -356,6 +373,8 @@ impl Disk {
             next_snapshot: record.next_snapshot,
             next_generation: record.next_generation,
             snapshots,
+            policy: record.policy.clone(),
+            slot_ns: record.slot_ns,
             sequence: record.sequence,
             nonce: Some(record.nonce),
         };
@@ -444,6 +463,33 @@ impl Disk {
         self.commit(&meta, next)
     }
 
+    /// Its policy.
+    pub fn policy(&self) -> Option<PolicyUse> {
+        self.state.read().policy.clone()
+    }
+
+    /// Gives it another policy, or none; durable when this returns.
+    pub(crate) fn set_policy(&self, policy: Option<PolicyUse>) -> Result<()> {
+        let _settling = self.engine.settling.read();
+        let meta = self.meta.lock();
+        let mut next = self.state.read().clone();
+        next.policy = policy;
+        self.commit(&meta, next)
+    }
+
+    /// The last slot of a policy that was dealt with.
+    pub(crate) fn slot_ns(&self) -> Option<i64> {
+        self.state.read().slot_ns
+    }
+
+    /// Notes a slot as dealt with; durable when this returns.
+    pub(crate) fn set_slot(&self, slot_ns: i64) -> Result<()> {
+        let meta = self.meta.lock();
+        let mut next = self.state.read().clone();
+        next.slot_ns = Some(slot_ns);
+        self.commit(&meta, next)
+    }
+
     /// Writes its manifest as it is now: a new disk's first, or after layers
     /// were sealed.
     pub(crate) fn publish(&self) -> Result<()> {
@@ -458,26 +504,32 @@ impl Disk {
 
     /// Makes `next` the disk's state: durable first, then visible. If it is
     /// unknown whether it is durable, nothing becomes visible.
-    fn commit(&self, _meta: &Meta<'_>, mut next: State) -> Result<()> {
+    fn commit(&self, meta: &Meta<'_>, mut next: State) -> Result<()> {
+        let named = self.write_manifest(meta, &mut next)?;
+        self.show(meta, next, named);
+        Ok(())
+    }
+
+    /// Makes `next` durable, and answers the unsealed layers that it names.
+    fn write_manifest(&self, _meta: &Meta<'_>, next: &mut State) -> Result<HashSet<LayerId>> {
         let previous = next.nonce;
         next.sequence += 1;
         next.nonce = Some(Uuid::new_v4());
-        let record = self.record(&next, previous);
+        let record = self.record(next, previous);
         let named = unsealed(&record);
         // Until it is known which of the two is on disk, both count.
         self.durable_layers.lock().extend(named.iter().copied());
-        let replaced = self.engine.manifests.replace(&record);
-        match replaced {
-            Ok(()) => {
-                *self.durable_layers.lock() = named;
-                for (name, snapshot) in &next.snapshots {
-                    snapshot.set_name(name);
-                }
-                *self.state.write() = next;
-                Ok(())
-            }
-            Err(error) => Err(error),
+        self.engine.manifests.replace(&record)?;
+        Ok(named)
+    }
+
+    /// Shows everybody a state that is durable.
+    fn show(&self, _meta: &Meta<'_>, next: State, named: HashSet<LayerId>) {
+        *self.durable_layers.lock() = named;
+        for (name, snapshot) in &next.snapshots {
+            snapshot.set_name(name);
         }
+        *self.state.write() = next;
     }
 
     fn record(&self, state: &State, previous: Option<Uuid>) -> DiskRecord {
@@ -515,6 +567,8 @@ impl Disk {
             }),
             next_snapshot: state.next_snapshot,
             next_generation: state.next_generation,
+            policy: state.policy.clone(),
+            slot_ns: state.slot_ns,
             layers: layers.records,
             snapshots,
         }
@@ -568,7 +622,16 @@ impl Disk {
     pub(crate) fn settle(&self) {
         let state = self.state.read().clone();
         for (_, snapshot) in &state.snapshots {
-            snapshot.settle();
+            if snapshot.settle() && !self.is_import() {
+                let passed = time::now_ns().saturating_sub(snapshot.created_ns);
+                self.engine.events.note(
+                    Event::new(What::Ready)
+                        .disk(self.name())
+                        .snapshot(snapshot.name())
+                        .seconds(passed.max(0) as f64 / 1e9)
+                        .bytes(snapshot.size),
+                );
+            }
         }
         for layer in self.layers() {
             layer.settle_sources();
@@ -577,6 +640,8 @@ impl Disk {
 
     fn poison(&self, error: &Error) {
         if self.poisoned.set(error.to_string()).is_ok() {
+            let event = Event::new(What::Stopped).disk(self.name());
+            self.engine.events.note(event.reason(error.to_string()));
             tracing::error!(
                 "disk {} answers errors until it is reopened: {error}",
                 self.name()

@@ -10,7 +10,7 @@
 use crate::error::Error;
 use crate::tree::Node;
 use crate::tree::attribute::{Mode, PREFIX, USER};
-use crate::tree::change::Change;
+use crate::tree::change::{Caller, Change};
 use fuser::{
     BsdFileFlags, CopyFileRangeFlags, Errno, FileHandle, Filesystem, FopenFlags, Generation,
     INodeNo, InitFlags, IoctlFlags, KernelConfig, LockOwner, OpenAccMode, OpenFlags, RenameFlags,
@@ -20,15 +20,15 @@ use fuser::{
 use handle::Handle;
 use parking_lot::Mutex;
 use request::{
-    attributes_live, file_attr, file_type, is_image, name_lives, owner, process_of, refused,
-    reply_entry, reply_xattr, time,
+    attributes_live, file_attr, file_type, is_image, name_lives, owner, process_of, reply_entry,
+    reply_xattr, time,
 };
 use shared::Shared;
 use std::ffi::OsStr;
 use std::io;
 use std::path::Path;
 use std::sync::Arc;
-use std::time::SystemTime;
+use std::time::{Instant, SystemTime};
 
 pub mod control;
 mod cp;
@@ -85,7 +85,9 @@ impl Filesystem for Adapter {
             Ok(found) => reply_entry(reply, &found),
             // Asking for what is not there is no refusal.
             Err(Error::Missing { .. }) => reply.error(Errno::ENOENT),
-            Err(error) => reply.error(refused("lookup", shared.shown_in(parent, &name), &error)),
+            Err(error) => {
+                reply.error(shared.refused("lookup", shared.shown_in(parent, &name), &error))
+            }
         });
     }
 
@@ -100,7 +102,7 @@ impl Filesystem for Adapter {
                 }
                 reply.attr(&attributes_live(found.node), &file_attr(&found));
             }
-            Err(error) => reply.error(refused("stat", shared.shown(number), &error)),
+            Err(error) => reply.error(shared.refused("stat", shared.shown(number), &error)),
         });
     }
 
@@ -144,7 +146,7 @@ impl Filesystem for Adapter {
             });
             match changed {
                 Ok(found) => reply.attr(&attributes_live(found.node), &file_attr(&found)),
-                Err(error) => reply.error(refused("setattr", shared.shown(number), &error)),
+                Err(error) => reply.error(shared.refused("setattr", shared.shown(number), &error)),
             }
         });
     }
@@ -156,7 +158,7 @@ impl Filesystem for Adapter {
             .and_then(|node| self.0.tree.target(node))
         {
             Ok(target) => reply.data(target.as_bytes()),
-            Err(error) => reply.error(refused("readlink", self.0.shown(number), &error)),
+            Err(error) => reply.error(self.0.refused("readlink", self.0.shown(number), &error)),
         }
     }
 
@@ -192,46 +194,70 @@ impl Filesystem for Adapter {
     ) {
         let (name, owner) = (name.to_owned(), owner(request, mode));
         self.meta(move |shared| {
+            let began = Instant::now();
             shared.answer_made("mkdir", parent, &name, reply, |parent| {
-                shared.tree.make_directory(parent, &name, owner)
+                let made = shared.tree.make_directory(parent, &name, owner)?;
+                if let Node::Snapshot(..) | Node::Group(_) = made {
+                    let counted = &shared.tree.store().metrics().snapshots;
+                    counted.observe(began.elapsed(), 0);
+                }
+                Ok(made)
             });
         });
     }
 
     fn unlink(&self, request: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
-        let (name, thread) = (name.to_owned(), request.pid());
+        let (name, thread, user) = (name.to_owned(), request.pid(), request.uid());
         self.meta(move |shared| {
+            let caller = Caller {
+                process: process_of(thread),
+                user,
+            };
             let removed = shared
                 .node(parent)
-                .and_then(|parent| shared.tree.remove_file(parent, &name, process_of(thread)));
+                .and_then(|parent| shared.tree.remove_file(parent, &name, caller));
             match removed {
                 Ok(()) => reply.ok(),
                 Err(error) => {
-                    reply.error(refused("unlink", shared.shown_in(parent, &name), &error))
+                    reply.error(shared.refused("unlink", shared.shown_in(parent, &name), &error))
                 }
             }
         });
     }
 
     fn rmdir(&self, request: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
-        let (name, thread) = (name.to_owned(), request.pid());
+        let (name, thread, user) = (name.to_owned(), request.pid(), request.uid());
         self.meta(move |shared| {
-            let process = process_of(thread);
+            let caller = Caller {
+                process: process_of(thread),
+                user,
+            };
             let removed = shared
                 .node(parent)
-                .and_then(|parent| shared.tree.remove_directory(parent, &name, process));
+                .and_then(|parent| shared.tree.remove_directory(parent, &name, caller));
             match removed {
                 Ok(()) => reply.ok(),
-                Err(error) => reply.error(refused("rmdir", shared.shown_in(parent, &name), &error)),
+                Err(error) => {
+                    reply.error(shared.refused("rmdir", shared.shown_in(parent, &name), &error))
+                }
             }
         });
     }
 
-    fn symlink(&self, _: &Request, parent: INodeNo, name: &OsStr, _: &Path, reply: ReplyEntry) {
-        let name = name.to_owned();
+    fn symlink(
+        &self,
+        request: &Request,
+        parent: INodeNo,
+        name: &OsStr,
+        target: &Path,
+        reply: ReplyEntry,
+    ) {
+        let (name, target) = (name.to_owned(), target.to_owned());
+        let owner = owner(request, 0o777);
         self.meta(move |shared| {
             shared.answer_made("symlink", parent, &name, reply, |parent| {
-                shared.tree.make_other(parent, &name)
+                let target = target.as_os_str();
+                shared.tree.make_symbolic_link(parent, &name, target, owner)
             });
         });
     }
@@ -270,7 +296,7 @@ impl Filesystem for Adapter {
                         shared.shown_in(new_parent, &new_name),
                     );
                     let on = format!("{from} to {to}");
-                    reply.error(refused("rename", on, &error));
+                    reply.error(shared.refused("rename", on, &error));
                 }
             }
         });
@@ -303,11 +329,11 @@ impl Filesystem for Adapter {
             Ok((handle, flags)) => {
                 reply.opened(FileHandle(shared.handles.insert(handle)), flags);
             }
-            Err(error) => reply.error(refused("open", shared.shown(number), &error)),
+            Err(error) => reply.error(shared.refused("open", shared.shown(number), &error)),
         };
         match inode::node_of(number.0) {
             // Rendering waits.
-            Some(Node::SnapshotInfo(..)) => self.meta(work),
+            Some(Node::SnapshotInfo(..) | Node::StatusFile(_)) => self.meta(work),
             _ => work(&self.0),
         }
     }
@@ -348,7 +374,7 @@ impl Filesystem for Adapter {
                     flags,
                 ),
                 Err(error) => {
-                    reply.error(refused("create", shared.shown_in(parent, &name), &error))
+                    reply.error(shared.refused("create", shared.shown_in(parent, &name), &error))
                 }
             }
         });
@@ -392,7 +418,7 @@ impl Filesystem for Adapter {
         match &*handle {
             Handle::Control(conversation) => match conversation.write(bytes, &self.0.verbs) {
                 Ok(()) => reply.written(bytes.len() as u32),
-                Err(error) => reply.error(refused("write", &*handle, &error)),
+                Err(error) => reply.error(self.0.refused("write", &*handle, &error)),
             },
             _ => {
                 // O_SYNC includes this bit.
@@ -402,9 +428,14 @@ impl Filesystem for Adapter {
         }
     }
 
-    fn flush(&self, _: &Request, _: INodeNo, _: FileHandle, _: LockOwner, reply: ReplyEmpty) {
-        // close(2) promises nothing about the disk.
-        reply.ok();
+    fn flush(&self, _: &Request, _: INodeNo, number: FileHandle, _: LockOwner, reply: ReplyEmpty) {
+        match self.0.handles.get(number.0) {
+            Some(handle) if matches!(&*handle, Handle::Draft { .. }) => {
+                self.meta(move |shared| data::finish(shared, &handle, reply));
+            }
+            // close(2) promises nothing about the disk.
+            _ => reply.ok(),
+        }
     }
 
     fn release(
@@ -428,7 +459,7 @@ impl Filesystem for Adapter {
 
     fn fsync(&self, _: &Request, _: INodeNo, handle: FileHandle, _: bool, reply: ReplyEmpty) {
         match self.0.handles.get(handle.0) {
-            Some(handle) => data::fsync(handle, reply),
+            Some(handle) => data::fsync(&self.0, handle, reply),
             None => reply.error(Errno::EBADF),
         }
     }
@@ -440,7 +471,7 @@ impl Filesystem for Adapter {
                 let handle = self.0.handles.insert(Handle::Directory { node, names });
                 reply.opened(FileHandle(handle), FopenFlags::empty());
             }
-            Err(error) => reply.error(refused("opendir", self.0.shown(number), &error)),
+            Err(error) => reply.error(self.0.refused("opendir", self.0.shown(number), &error)),
         }
     }
 
@@ -466,7 +497,7 @@ impl Filesystem for Adapter {
                 Ok(listed) => *names = Some(listed),
                 Err(error) => {
                     drop(names);
-                    return reply.error(refused("readdir", self.0.shown(number), &error));
+                    return reply.error(self.0.refused("readdir", self.0.shown(number), &error));
                 }
             }
         }
@@ -507,7 +538,7 @@ impl Filesystem for Adapter {
                 let unit = STATFS_BLOCK as u32;
                 reply.statfs(total, free, free, 0, 0, unit, 255, unit);
             }
-            Err(error) => reply.error(refused("statfs", "the store", &error)),
+            Err(error) => reply.error(shared.refused("statfs", "the store", &error)),
         });
     }
 
@@ -540,7 +571,7 @@ impl Filesystem for Adapter {
                     reply.ok();
                 }
                 Ok(None) => reply.error(unfit),
-                Err(error) => reply.error(refused("setxattr", shared.shown(number), &error)),
+                Err(error) => reply.error(shared.refused("setxattr", shared.shown(number), &error)),
             }
         });
     }
@@ -559,7 +590,7 @@ impl Filesystem for Adapter {
             match value {
                 Ok(None) => reply.error(Errno::ENODATA),
                 Ok(Some(value)) => reply_xattr(reply, size, &value),
-                Err(error) => reply.error(refused("getxattr", shared.shown(number), &error)),
+                Err(error) => reply.error(shared.refused("getxattr", shared.shown(number), &error)),
             }
         });
     }
@@ -574,7 +605,7 @@ impl Filesystem for Adapter {
                 let list: String = names.iter().map(|name| format!("{name}\0")).collect();
                 reply_xattr(reply, size, list.as_bytes());
             }
-            Err(error) => reply.error(refused("listxattr", self.0.shown(number), &error)),
+            Err(error) => reply.error(self.0.refused("listxattr", self.0.shown(number), &error)),
         }
     }
 
@@ -588,7 +619,9 @@ impl Filesystem for Adapter {
                 // It changes what is said of the snapshot, and nothing else.
                 Ok(true) => reply.ok(),
                 Ok(false) => reply.error(Errno::ENODATA),
-                Err(error) => reply.error(refused("removexattr", shared.shown(number), &error)),
+                Err(error) => {
+                    reply.error(shared.refused("removexattr", shared.shown(number), &error))
+                }
             }
         });
     }

@@ -106,10 +106,11 @@ pub struct Owner {
 }
 
 /// Who wanted a snapshot.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum SnapshotKind {
     /// A person or a script.
+    #[default]
     Manual,
     /// A policy.
     Automatic,
@@ -152,6 +153,13 @@ pub struct SnapshotRecord {
     pub expires_ns: Option<i64>,
     /// Why it must not be deleted, if so.
     pub hold: Option<String>,
+    /// The group that it was taken with: it counts only while the catalogue
+    /// lists that.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub group: Option<Uuid>,
+    /// The policy that took it, by name.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub policy: Option<String>,
     /// What users noted on it.
     #[serde(default)]
     pub tags: BTreeMap<String, String>,
@@ -160,6 +168,32 @@ pub struct SnapshotRecord {
     /// Something of it was found to be lost.
     #[serde(default)]
     pub damaged: bool,
+}
+
+/// The policy of a disk.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum PolicyUse {
+    /// Its own.
+    Own(PolicyText),
+    /// One of many disks.
+    Named {
+        /// Its manifest.
+        policy: Uuid,
+        /// Since when, in nanoseconds since 1970.
+        since_ns: i64,
+    },
+}
+
+/// A policy as it was written.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PolicyText {
+    /// TOML.
+    pub text: String,
+    /// Owner of the file.
+    pub owner: Owner,
+    /// When it was written, in nanoseconds since 1970.
+    pub modified_ns: i64,
 }
 
 /// The live image in its disk's manifest.
@@ -218,6 +252,12 @@ pub struct DiskRecord {
     pub next_snapshot: u32,
     /// The generation that the next live image gets.
     pub next_generation: u64,
+    /// Its policy, if it has one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub policy: Option<PolicyUse>,
+    /// The last slot of a policy that was dealt with, whatever became of it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub slot_ns: Option<i64>,
     /// Every layer that the image, the snapshots or a graft need.
     pub layers: Vec<LayerRecord>,
     /// By number.
@@ -239,6 +279,60 @@ pub struct LinkRecord {
     pub created_ns: i64,
 }
 
+/// The manifest of a named policy.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PolicyRecord {
+    /// Never used again.
+    pub id: Uuid,
+    /// Part of its inode number; never used again.
+    pub number: u32,
+    /// Its name, with `.toml`, unique among policies.
+    pub name: String,
+    /// What it says.
+    pub text: PolicyText,
+}
+
+/// The manifest of a group: snapshots of several disks at one instant.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct GroupRecord {
+    /// Never used again.
+    pub id: Uuid,
+    /// Part of its inode number; never used again.
+    pub number: u32,
+    /// Its name, unique among groups.
+    pub name: String,
+    /// Owner of its directory.
+    pub owner: Owner,
+    /// The instant, in nanoseconds since 1970.
+    pub created_ns: i64,
+    /// Disk and snapshot of each member. Those that are not there any more
+    /// were deleted since.
+    pub members: Vec<(Uuid, Uuid)>,
+}
+
+/// How many snapshots a disk may have.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Settings {
+    /// Of those that people take.
+    pub max_manual_snapshots: u32,
+    /// Of those that policies take.
+    pub max_automatic_snapshots: u32,
+    /// Of both together, if that is limited.
+    #[serde(default)]
+    pub max_snapshots: Option<u32>,
+}
+
+impl Default for Settings {
+    fn default() -> Settings {
+        Settings {
+            max_manual_snapshots: 256,
+            max_automatic_snapshots: 256,
+            max_snapshots: None,
+        }
+    }
+}
+
 /// What kind of manifest a catalogue entry names.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
@@ -247,6 +341,28 @@ pub enum EntryKind {
     Disk,
     /// A [`LinkRecord`].
     Link,
+    /// A [`PolicyRecord`].
+    Policy,
+    /// A [`GroupRecord`].
+    Group,
+}
+
+impl EntryKind {
+    const ALL: [EntryKind; 4] = [
+        EntryKind::Disk,
+        EntryKind::Link,
+        EntryKind::Policy,
+        EntryKind::Group,
+    ];
+
+    fn word(self) -> &'static str {
+        match self {
+            EntryKind::Disk => "disk",
+            EntryKind::Link => "link",
+            EntryKind::Policy => "policy",
+            EntryKind::Group => "group",
+        }
+    }
 }
 
 /// Lists every manifest.
@@ -264,6 +380,13 @@ pub struct Catalogue {
     pub next_number: u32,
     /// Kind of each manifest, by its uuid.
     pub entries: BTreeMap<Uuid, EntryKind>,
+    /// How many snapshots a disk may have.
+    #[serde(default)]
+    pub settings: Settings,
+    /// What the wall clock said when the store was last opened or closed:
+    /// one that has gone on for days since may have been set.
+    #[serde(default)]
+    pub seen_ns: i64,
     /// How far each unsealed layer's log reached when the store was last
     /// closed, in bytes: one that is shorter has lost something, and not in
     /// a crash.
@@ -344,7 +467,7 @@ impl Manifest for DiskRecord {
             [snapshot.created_ns, snapshot.changed_ns, expires]
         });
         let image = self.image.as_ref();
-        let mut times = times
+        let times = times
             .chain([self.created_ns, self.modified_ns])
             .chain(image.map(|image| image.modified_ns));
         if self.number >= NUMBER_LIMIT
@@ -360,7 +483,12 @@ impl Manifest for DiskRecord {
         if sizes.any(|size| size > MAX_SIZE) {
             return Some("a size in it is over the limit");
         }
-        if times.any(|time| !(-TIME_LIMIT..TIME_LIMIT).contains(&time)) {
+        let policy = self.policy.as_ref().map(|policy| match policy {
+            PolicyUse::Own(text) => text.modified_ns,
+            PolicyUse::Named { since_ns, .. } => *since_ns,
+        });
+        let mut times = times.chain(policy).chain(self.slot_ns);
+        if times.any(|time| !in_calendar(time)) {
             return Some("a time in it is in no calendar");
         }
         None
@@ -371,6 +499,30 @@ impl Manifest for LinkRecord {
     fn key(&self) -> String {
         entry_key(&self.id, EntryKind::Link)
     }
+}
+impl Manifest for PolicyRecord {
+    const KIND: &'static str = "policy";
+    fn key(&self) -> String {
+        entry_key(&self.id, EntryKind::Policy)
+    }
+    fn absurdity(&self) -> Option<&'static str> {
+        (self.number >= NUMBER_LIMIT || !in_calendar(self.text.modified_ns))
+            .then_some("a number in it is beyond all counting")
+    }
+}
+impl Manifest for GroupRecord {
+    const KIND: &'static str = "group";
+    fn key(&self) -> String {
+        entry_key(&self.id, EntryKind::Group)
+    }
+    fn absurdity(&self) -> Option<&'static str> {
+        (self.number >= NUMBER_LIMIT || !in_calendar(self.created_ns))
+            .then_some("a number in it is beyond all counting")
+    }
+}
+
+fn in_calendar(ns: i64) -> bool {
+    (-TIME_LIMIT..TIME_LIMIT).contains(&ns)
 }
 
 /// Key of the store's header.
@@ -396,21 +548,17 @@ pub const LOST: &str = "manifests/lost-";
 /// The catalogue entry that a key names; None if it names none.
 pub fn entry_of(key: &str) -> Option<(Uuid, EntryKind)> {
     let name = key.strip_prefix(PREFIX)?;
-    let (kind, id) = match name.split_once('-')? {
-        ("disk", id) => (EntryKind::Disk, id),
-        ("link", id) => (EntryKind::Link, id),
-        _ => return None,
-    };
+    let (word, id) = name.split_once('-')?;
+    let kind = EntryKind::ALL
+        .into_iter()
+        .find(|kind| kind.word() == word)?;
     let id = Uuid::try_parse(id).ok()?;
     (entry_key(&id, kind) == key).then_some((id, kind))
 }
 
 /// Key of a manifest that the catalogue lists.
 pub fn entry_key(id: &Uuid, kind: EntryKind) -> String {
-    match kind {
-        EntryKind::Disk => format!("{PREFIX}disk-{}", id.simple()),
-        EntryKind::Link => format!("{PREFIX}link-{}", id.simple()),
-    }
+    format!("{PREFIX}{}-{}", kind.word(), id.simple())
 }
 
 /// The largest size of a disk, in bytes.
@@ -635,6 +783,8 @@ impl Manifests {
             sequence: 0,
             next_number: 1,
             entries: BTreeMap::new(),
+            settings: Settings::default(),
+            seen_ns: 0,
             log_ends: BTreeMap::new(),
             apart: BTreeSet::new(),
         };
@@ -643,12 +793,23 @@ impl Manifests {
                 continue;
             };
             catalogue.entries.insert(id, kind);
-            if kind == EntryKind::Disk
-                && let Ok(Some(disk)) = self.read::<DiskRecord>(&key)
-            {
-                catalogue.epoch = catalogue.epoch.max(disk.epoch);
-                catalogue.next_number = catalogue.next_number.max(disk.number.saturating_add(1));
-            }
+            let number = match kind {
+                EntryKind::Disk => self.read::<DiskRecord>(&key).ok().flatten().map(|disk| {
+                    catalogue.epoch = catalogue.epoch.max(disk.epoch);
+                    disk.number
+                }),
+                EntryKind::Policy => {
+                    let policy = self.read::<PolicyRecord>(&key).ok().flatten();
+                    policy.map(|policy| policy.number)
+                }
+                EntryKind::Group => {
+                    let group = self.read::<GroupRecord>(&key).ok().flatten();
+                    group.map(|group| group.number)
+                }
+                EntryKind::Link => None,
+            };
+            let after = number.map_or(0, |number| number.saturating_add(1));
+            catalogue.next_number = catalogue.next_number.max(after);
         }
         Ok(catalogue)
     }

@@ -90,6 +90,25 @@ name_type! {
     ImageName
 }
 
+name_type! {
+    /// The name of a policy of many disks, with its `.toml`.
+    PolicyName
+}
+
+impl PolicyName {
+    /// Checks a name that a user gave.
+    pub fn parse(name: &OsStr) -> Result<Self> {
+        let text = check(name)?;
+        match text.strip_suffix(".toml") {
+            Some(stem) if !stem.is_empty() => Ok(Self(text.to_owned())),
+            _ => Err(Error::NameInvalid {
+                name: text.to_owned(),
+                reason: "a policy's name ends in .toml",
+            }),
+        }
+    }
+}
+
 impl DiskName {
     /// Checks a name that a user gave.
     pub fn parse(name: &OsStr) -> Result<Self> {

@@ -12,7 +12,8 @@ use crate::disk::{Disk, Engine};
 use crate::error::{Error, Result};
 use crate::files::Files;
 use crate::manifest::{
-    self, BaseRecord, Catalogue, DiskRecord, EntryKind, LayerId, LayerRecord, LinkRecord,
+    self, BaseRecord, Catalogue, DiskRecord, EntryKind, GroupRecord, LayerId, LayerRecord,
+    LinkRecord, PolicyRecord,
 };
 use crate::progress::Progress;
 use crate::store::layer_files;
@@ -30,6 +31,10 @@ pub const ASIDE: &str = "layers/unreached";
 pub struct Recovered {
     /// Disks and imported images.
     pub disks: Vec<Arc<Disk>>,
+    /// Named policies.
+    pub policies: BTreeMap<Uuid, PolicyRecord>,
+    /// Groups of snapshots.
+    pub groups: BTreeMap<Uuid, GroupRecord>,
     /// One line for the log.
     pub summary: String,
     /// What is damaged.
@@ -68,6 +73,8 @@ pub fn recover(
     let mut damage = Vec::new();
     let mut records = Vec::new();
     let mut links = Vec::new();
+    let mut policies = BTreeMap::new();
+    let mut groups = BTreeMap::new();
     let total = catalogue.entries.len() as u64;
     for (done, (id, kind)) in catalogue.entries.iter().enumerate() {
         progress.update("reading manifests", done as u64, total);
@@ -81,6 +88,14 @@ pub fn recover(
                 .manifests
                 .read::<LinkRecord>(&key)
                 .map(|record| record.map(|record| links.push(record))),
+            EntryKind::Policy => engine
+                .manifests
+                .read::<PolicyRecord>(&key)
+                .map(|record| record.map(|record| drop(policies.insert(record.id, record)))),
+            EntryKind::Group => engine
+                .manifests
+                .read::<GroupRecord>(&key)
+                .map(|record| record.map(|record| drop(groups.insert(record.id, record)))),
         };
         match read {
             Ok(Some(())) => {}
@@ -89,6 +104,12 @@ pub fn recover(
                 damage.push(Damage::of_entry(*id, error.to_string()));
             }
             Err(error) => return Err(error),
+        }
+    }
+    let mut unfinished = HashSet::new();
+    for record in &mut records {
+        if forget_unlisted_members(record, catalogue) {
+            unfinished.insert(record.id);
         }
     }
     let (mut files, strangers) = layer_files(&*engine.files)?;
@@ -145,7 +166,7 @@ pub fn recover(
         .map(|record| record.id)
         .collect();
     for disk in &disks {
-        if !disk.durable_layers().is_disjoint(&sealed) {
+        if unfinished.contains(&disk.id()) || !disk.durable_layers().is_disjoint(&sealed) {
             disk.publish()?;
         }
     }
@@ -204,9 +225,22 @@ pub fn recover(
     };
     Ok(Recovered {
         disks,
+        policies,
+        groups,
         summary,
         damage,
     })
+}
+
+/// Forgets snapshots of groups that the catalogue does not list: they were
+/// not acknowledged, or were deleted. True if there were any.
+fn forget_unlisted_members(record: &mut DiskRecord, catalogue: &Catalogue) -> bool {
+    let before = record.snapshots.len();
+    record.snapshots.retain(|snapshot| {
+        let group = snapshot.group.as_ref();
+        group.is_none_or(|group| catalogue.entries.contains_key(group))
+    });
+    record.snapshots.len() != before
 }
 
 /// Opens the layers that manifests name, each once, those below first.

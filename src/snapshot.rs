@@ -25,7 +25,8 @@ pub use notes::Notes;
 pub struct Snapshot {
     pub(crate) id: Uuid,
     pub(crate) number: u32,
-    pub(crate) kind: SnapshotKind,
+    /// The group that it was taken with.
+    pub(crate) group: Option<Uuid>,
     /// Bytes.
     pub(crate) size: u64,
     /// Owner of the live image at that instant.
@@ -53,13 +54,16 @@ impl Snapshot {
         Snapshot {
             id: Uuid::new_v4(),
             number,
-            kind,
+            group: None,
             size,
             owner,
             created_ns,
-            notes: RwLock::default(),
+            notes: RwLock::new(Notes {
+                kind,
+                ..Notes::default()
+            }),
             name: RwLock::default(),
-            base: RwLock::new(base),
+            base: RwLock::new(base.settled()),
             changed_ns: AtomicI64::new(created_ns),
             links: AtomicU32::new(0),
             damaged: AtomicBool::new(false),
@@ -70,7 +74,7 @@ impl Snapshot {
         Snapshot {
             id: record.id,
             number: record.number,
-            kind: record.kind,
+            group: record.group,
             size: record.size,
             owner: record.owner,
             created_ns: record.created_ns,
@@ -78,6 +82,8 @@ impl Snapshot {
                 hold: record.hold.clone(),
                 expires_ns: record.expires_ns,
                 tags: record.tags.clone(),
+                kind: record.kind,
+                policy: record.policy.clone(),
             }),
             name: RwLock::new(record.name.clone()),
             base: RwLock::new(base),
@@ -93,7 +99,9 @@ impl Snapshot {
             id: self.id,
             number: self.number,
             name: name.to_owned(),
-            kind: self.kind,
+            kind: notes.kind,
+            group: self.group,
+            policy: notes.policy,
             base,
             size: self.size,
             created_ns: self.created_ns,
@@ -165,15 +173,22 @@ impl Snapshot {
         self.base.read().settled()
     }
 
-    /// Lets go of a sealed layer.
-    pub(crate) fn settle(&self) {
+    /// Who wanted it.
+    pub fn kind(&self) -> SnapshotKind {
+        self.notes.read().kind
+    }
+
+    /// Lets go of a sealed layer; true if that is news.
+    pub(crate) fn settle(&self) -> bool {
         let settled = self.base();
         let mut base = self.base.write();
-        if matches!((&*base, &settled), (Below::Layer(_), Below::Root(_))) {
+        let news = matches!((&*base, &settled), (Below::Layer(_), Below::Root(_)));
+        if news {
             *base = settled;
             drop(base);
             self.touch();
         }
+        news
     }
 
     /// Its map, once sealed; None while sealing, and for zeros only.
@@ -203,7 +218,8 @@ impl Snapshot {
         if self.damaged.load(Ordering::Relaxed) {
             return "damaged";
         }
-        match self.base() {
+        // A root that no manifest names yet is none.
+        match &*self.base.read() {
             Below::Layer(layer) if layer.broken().is_some() => "damaged",
             Below::Layer(_) => "sealing",
             Below::Lost(_) => "damaged",

@@ -7,30 +7,41 @@ use crate::capacity::{Capacity, Space};
 use crate::chunk::store::ChunkStore;
 use crate::disk::{Disk, Engine};
 use crate::error::{Error, Result};
+use crate::events::{Event, EventLog, What};
 use crate::files::{Files, LocalFiles};
-use crate::manifest::{self, Catalogue, EntryKind, Header, LinkRecord, Manifests, Owner, Role};
+use crate::manifest::{
+    self, Catalogue, EntryKind, GroupRecord, Header, LinkRecord, Manifests, Owner, PolicyRecord,
+    Role, Settings,
+};
+use crate::metrics::Metrics;
 use crate::name::{DiskName, ImageName};
 use crate::progress::Progress;
 use crate::recover::Damage;
 use crate::snapshot::Snapshot;
 use crate::time;
+use history::History;
 use parking_lot::{Mutex, MutexGuard, RwLock};
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::JoinHandle;
 use uuid::Uuid;
 
 mod background;
-mod expire;
+mod groups;
+pub mod history;
 mod images;
 mod lock;
 mod open;
+mod policies;
+mod prometheus;
 mod status;
 
+pub use groups::Group;
 pub use lock::StoreLock;
 pub(crate) use open::layer_files;
+pub use policies::InForce;
 pub use status::Status;
 
 /// How a store is made.
@@ -111,6 +122,11 @@ pub struct Store {
     catalogue: Mutex<Catalogue>,
     /// Disks and imported images, by number. Held for a look only.
     disks: RwLock<BTreeMap<u32, Arc<Disk>>>,
+    /// Named policies. Held for a look or an insertion; changes of what it
+    /// lists hold `naming`.
+    policies: Mutex<BTreeMap<Uuid, PolicyRecord>>,
+    /// Groups, those without members too. Held for a look or an insertion.
+    groups: Mutex<BTreeMap<Uuid, GroupRecord>>,
     threads: Mutex<Vec<JoinHandle<()>>>,
     lock: Mutex<Option<StoreLock>>,
     /// Held from the moment layers count as sealed until manifests say so
@@ -118,6 +134,10 @@ pub struct Store {
     pub(crate) publishing: Mutex<()>,
     /// Held by a gc from its start to its end.
     pub(crate) collecting: Mutex<()>,
+    /// How it grew.
+    history: History,
+    /// Whoever listens was told that there is little room.
+    space_low: AtomicBool,
     /// What recovery found damaged: gc deletes nothing then.
     pub(crate) damage: Mutex<Vec<Damage>>,
 }
@@ -289,21 +309,18 @@ impl Store {
     ) -> Result<Arc<Disk>> {
         self.engine.check_open()?;
         self.engine.capacity.check_write(1 << 16)?;
-        let number = catalogue.next_number;
-        if number >= manifest::NUMBER_LIMIT {
-            return Err(Error::Quota {
-                what: "numbers of disks and images".into(),
-                limit: manifest::NUMBER_LIMIT.into(),
-            });
-        }
+        let mut next = catalogue.clone();
+        let number = policies::take_number(&mut next)?;
         let disk = Disk::new(self.engine.clone(), number, role, name, owner);
         disk.publish()?;
-        let mut next = catalogue.clone();
-        next.next_number += 1;
         next.entries.insert(disk.id(), EntryKind::Disk);
         self.replace_catalogue(catalogue, next)?;
         self.disks.write().insert(number, disk.clone());
         self.engine.disks.write().push(Arc::downgrade(&disk));
+        if role == Role::Disk {
+            let event = Event::new(What::DiskMade).disk(disk.name());
+            self.engine.events.note(event);
+        }
         Ok(disk)
     }
 
@@ -344,6 +361,9 @@ impl Store {
         }
         self.forget_disk(&mut catalogue, &disk)?;
         drop(meta);
+        self.engine
+            .events
+            .note(Event::new(What::DiskRemoved).disk(name));
         Ok(())
     }
 
@@ -376,6 +396,40 @@ impl Store {
             });
         }
         disk.set_name(to.into())
+    }
+
+    /// What happened.
+    pub fn events(&self) -> &Arc<EventLog> {
+        &self.engine.events
+    }
+
+    /// What was counted.
+    pub fn metrics(&self) -> &Metrics {
+        &self.engine.metrics
+    }
+
+    /// How it grew.
+    pub fn history(&self) -> &History {
+        &self.history
+    }
+
+    /// How many snapshots a disk may have.
+    pub fn settings(&self) -> Settings {
+        *self.engine.settings.read()
+    }
+
+    /// Changes how many snapshots a disk may have; durable when this
+    /// returns. Those there are stay, also if they are more.
+    pub fn set_settings(&self, settings: Settings) -> Result<()> {
+        self.engine.check_open()?;
+        let mut catalogue = self.catalogue.lock();
+        let next = Catalogue {
+            settings,
+            ..catalogue.clone()
+        };
+        self.replace_catalogue(&mut catalogue, next)?;
+        *self.engine.settings.write() = settings;
+        Ok(())
     }
 
     /// Room in the store.

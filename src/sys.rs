@@ -151,6 +151,48 @@ pub enum Forked {
     Child,
 }
 
+/// How files are made that nobody else may read.
+pub fn private() -> std::fs::OpenOptions {
+    let mut options = std::fs::OpenOptions::new();
+    std::os::unix::fs::OpenOptionsExt::mode(&mut options, 0o600);
+    options
+}
+
+/// The user that this program runs as.
+pub fn user() -> u32 {
+    // SAFETY: it takes nothing and cannot fail.
+    unsafe { libc::geteuid() }
+}
+
+/// The group that this program runs as.
+pub fn group() -> u32 {
+    // SAFETY: it takes nothing and cannot fail.
+    unsafe { libc::getegid() }
+}
+
+// From linux/fs.h: _IOWR('X', 119, int) and _IOWR('X', 120, int).
+const FIFREEZE: libc::Ioctl = 0xC004_5877_u32 as libc::Ioctl;
+const FITHAW: libc::Ioctl = 0xC004_5878_u32 as libc::Ioctl;
+
+/// Makes a filesystem, given by an open directory of it, write everything
+/// out and hold all writers until it is thawed.
+pub fn freeze(of: &std::fs::File) -> io::Result<()> {
+    // SAFETY: the call takes no more than an open file.
+    match unsafe { libc::ioctl(of.as_raw_fd(), FIFREEZE, 0) } {
+        -1 => Err(io::Error::last_os_error()),
+        _ => Ok(()),
+    }
+}
+
+/// Lets a filesystem go on that [`freeze`] held.
+pub fn thaw(of: &std::fs::File) -> io::Result<()> {
+    // SAFETY: the call takes no more than an open file.
+    match unsafe { libc::ioctl(of.as_raw_fd(), FITHAW, 0) } {
+        -1 => Err(io::Error::last_os_error()),
+        _ => Ok(()),
+    }
+}
+
 /// Makes a second process like this one. Refused when this one has threads:
 /// the child would have their locks without them.
 pub fn fork() -> io::Result<Forked> {

@@ -53,6 +53,13 @@ pub fn rfc3339(ns: i64) -> String {
         .unwrap_or_else(|_| format!("{ns} ns"))
 }
 
+/// `2026-11-23T03:00:00.123Z`, as events have it.
+pub fn rfc3339_ms(ns: i64) -> String {
+    jiff::Timestamp::from_nanosecond(i128::from(ns))
+        .map(|time| format!("{time:.3}"))
+        .unwrap_or_else(|_| format!("{ns} ns"))
+}
+
 /// `20261123T030000Z`, as names of snapshots have it.
 pub fn compact(ns: i64) -> String {
     jiff::Timestamp::from_nanosecond(i128::from(ns))

@@ -10,10 +10,17 @@
 //! └── web/                 Disk
 //!     ├── disk.img         Live
 //!     └── .snapshots/      Snapshots
+//!         ├── policy.toml  PolicyFile, or PolicyLink to a named policy
 //!         ├── latest       Latest, a symbolic link to the newest
 //!         └── one/         Snapshot
 //!             ├── disk.img     SnapshotImage
 //!             └── info.toml    SnapshotInfo
+//! ├── .policies/           Policies
+//! │   └── nightly.toml     NamedPolicy
+//! ├── .snapshots/          Groups
+//! │   └── nightly/         Group
+//! │       └── web          GroupMember, a symbolic link to the snapshot
+//! └── .status/             Status, with StatusFiles
 //! ```
 //!
 //! Nothing is kept per path: a node is a few numbers, and what they stand
@@ -24,22 +31,33 @@ use crate::disk::{Attempt, Disk, Wait};
 use crate::error::{Error, Result};
 use crate::manifest::Owner;
 use crate::name::NAME_BYTES;
+use crate::policy::{POLICY_FILE, REJECTED_FILE};
 use crate::snapshot::Snapshot;
-use crate::store::{Image, Store};
+use crate::store::{Group, Image, Store};
+use crate::time;
+use drafts::{POLICIES, place_of};
 use parking_lot::Mutex;
+use status::StatusFile;
 use std::collections::HashMap;
 use std::ffi::OsStr;
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::SystemTime;
 
 pub mod attribute;
 pub mod change;
+pub mod drafts;
 pub mod guard;
+pub mod status;
 #[cfg(test)]
 mod tests;
 
 /// The directory of images.
 pub const IMAGES: &str = ".images";
+/// The directory of named policies.
+pub const POLICIES_DIRECTORY: &str = ".policies";
+/// The directory of what a store tells about itself.
+pub const STATUS: &str = ".status";
 /// The file through which the command talks to a mounted store.
 pub const CONTROL: &str = ".control";
 /// The raw image in a disk and in a snapshot.
@@ -80,6 +98,30 @@ pub enum Node {
     SnapshotInfo(u32, u32),
     /// An image that depends on nothing.
     Import(u32),
+    /// `.policies`.
+    Policies,
+    /// A named policy.
+    NamedPolicy(u32),
+    /// A disk's own `policy.toml`.
+    PolicyFile(u32),
+    /// A disk's `policy.toml` that is a link to a named one.
+    PolicyLink(u32),
+    /// `policy.rejected` of a place.
+    Rejected(u32),
+    /// A scratch file of a place, or a policy that is made.
+    Draft(u32, u32),
+    /// A symbolic link of a place that waits for its name.
+    DraftLink(u32, u32),
+    /// `.snapshots` in the top.
+    Groups,
+    /// A group's directory.
+    Group(u32),
+    /// The link to a group's member, by the numbers of group and disk.
+    GroupMember(u32, u32),
+    /// `.status`.
+    Status,
+    /// A file in it.
+    StatusFile(StatusFile),
 }
 
 /// What sort of file a node is.
@@ -97,15 +139,28 @@ impl Node {
     /// What sort of file it is.
     pub fn kind(self) -> Kind {
         match self {
-            Node::Root | Node::Images | Node::Disk(_) | Node::Snapshots(_) | Node::Snapshot(..) => {
-                Kind::Directory
-            }
+            Node::Root
+            | Node::Images
+            | Node::Disk(_)
+            | Node::Snapshots(_)
+            | Node::Snapshot(..)
+            | Node::Policies
+            | Node::Groups
+            | Node::Group(_)
+            | Node::Status => Kind::Directory,
             Node::Control
             | Node::Live(_)
             | Node::SnapshotImage(..)
             | Node::SnapshotInfo(..)
-            | Node::Import(_) => Kind::File,
-            Node::Latest(_) => Kind::Link,
+            | Node::Import(_)
+            | Node::NamedPolicy(_)
+            | Node::PolicyFile(_)
+            | Node::Rejected(_)
+            | Node::Draft(..)
+            | Node::StatusFile(_) => Kind::File,
+            Node::Latest(_) | Node::PolicyLink(_) | Node::DraftLink(..) | Node::GroupMember(..) => {
+                Kind::Link
+            }
         }
     }
 
@@ -114,6 +169,7 @@ impl Node {
         match self {
             Node::Snapshots(disk) => Node::Disk(disk),
             Node::Snapshot(disk, _) => Node::Snapshots(disk),
+            Node::Group(_) => Node::Groups,
             _ => Node::Root,
         }
     }
@@ -158,6 +214,9 @@ pub struct Tree {
     /// When names in the top and in `.images` last changed. A leaf.
     touched: Mutex<Touched>,
     guard: guard::Guard,
+    drafts: drafts::Drafts,
+    /// Where it is mounted, if it is.
+    mount_point: Option<PathBuf>,
     /// Length of each `info.toml` when it was last rendered, and its time of
     /// change then. A leaf.
     info_lengths: Mutex<HashMap<(u32, u32), (SystemTime, u64)>>,
@@ -187,8 +246,21 @@ impl Tree {
                 images: now,
             }),
             guard: guard::Guard::default(),
+            drafts: drafts::Drafts::default(),
+            mount_point: None,
             info_lengths: Mutex::default(),
         }
+    }
+
+    /// Also understands absolute paths below where it is mounted.
+    pub fn mounted_on(mut self, mount_point: PathBuf) -> Tree {
+        self.mount_point = Some(mount_point);
+        self
+    }
+
+    /// The store that it shows.
+    pub fn store(&self) -> &Arc<Store> {
+        &self.store
     }
 
     /// The disk or import of a number; [`Error::Missing`] once it is gone.
@@ -225,6 +297,9 @@ impl Tree {
             Node::Root => match text {
                 IMAGES => Ok(Node::Images),
                 CONTROL => Ok(Node::Control),
+                POLICIES_DIRECTORY => Ok(Node::Policies),
+                SNAPSHOTS => Ok(Node::Groups),
+                STATUS => Ok(Node::Status),
                 _ => match self.store.disk(text) {
                     Some(disk) => Ok(Node::Disk(disk.number())),
                     None => Err(missing("disk", text)),
@@ -249,8 +324,31 @@ impl Tree {
                 }
                 match disk.snapshot(text) {
                     Some(snapshot) => Ok(Node::Snapshot(number, snapshot.number())),
-                    None => Err(missing("snapshot", text)),
+                    None => {
+                        (self.find_draft(number, text)).ok_or_else(|| missing("snapshot", text))
+                    }
                 }
+            }
+            Node::Policies => {
+                let found = self.find_draft(POLICIES, text);
+                found.ok_or_else(|| missing("policy", text))
+            }
+            Node::Groups => match self.store.group(text) {
+                Some(group) => Ok(Node::Group(group.record.number)),
+                None => Err(missing("group", text)),
+            },
+            Node::Group(number) => {
+                let group = self.group(number)?;
+                let mut members = group.members.iter();
+                match members.find(|(disk, _)| disk.name() == text) {
+                    Some((disk, _)) => Ok(Node::GroupMember(number, disk.number())),
+                    None => Err(nothing()),
+                }
+            }
+            Node::Status => {
+                let mut files = StatusFile::ALL.into_iter();
+                let found = files.find(|file| file.name() == text);
+                found.map(Node::StatusFile).ok_or_else(nothing)
             }
             Node::Snapshot(disk, snapshot) => match text {
                 IMAGE_FILE => Ok(Node::SnapshotImage(disk, snapshot)),
@@ -289,8 +387,58 @@ impl Tree {
         Ok(Attempt::Done(match node {
             Node::Root => {
                 let disks = self.store.disks().len();
-                directory(self.owner, disks + 1, self.touched.lock().root)
+                let groups = usize::from(!self.hide_snapshots);
+                directory(self.owner, disks + 3 + groups, self.touched.lock().root)
             }
+            Node::Policies => {
+                let times = self.store.policies().into_iter();
+                let times = times.map(|policy| time::to_system(policy.text.modified_ns));
+                let time = times.max().unwrap_or(self.touched.lock().root);
+                directory(self.owner, 0, time)
+            }
+            Node::Groups => {
+                let groups = self.store.groups();
+                let times = groups
+                    .iter()
+                    .map(|one| time::to_system(one.record.created_ns));
+                let time = times.max().unwrap_or(self.touched.lock().root);
+                directory(self.owner, groups.len(), time)
+            }
+            Node::Group(number) => {
+                let record = self.group(number)?.record;
+                directory(record.owner, 0, time::to_system(record.created_ns))
+            }
+            Node::GroupMember(number, _) => {
+                let record = self.group(number)?.record;
+                let owner = Owner {
+                    mode: 0o777,
+                    ..record.owner
+                };
+                let size = self.target(node)?.len() as u64;
+                Attributes {
+                    allocated: 0,
+                    ..file(owner, size, time::to_system(record.created_ns))
+                }
+            }
+            Node::Status => directory(self.owner, 0, self.touched.lock().root),
+            Node::StatusFile(kind) => {
+                let owner = Owner {
+                    mode: 0o444,
+                    ..self.owner
+                };
+                let size = match (kind, wait) {
+                    (StatusFile::Events, _) => self.store.events().text_len(),
+                    (_, Wait::No) => return Ok(Attempt::WouldBlock),
+                    (_, Wait::Yes) => kind.render(&self.store)?.len() as u64,
+                };
+                file(owner, size, SystemTime::now())
+            }
+            Node::NamedPolicy(_)
+            | Node::PolicyFile(_)
+            | Node::PolicyLink(_)
+            | Node::Rejected(_)
+            | Node::Draft(..)
+            | Node::DraftLink(..) => self.draft_attributes(node)?,
             Node::Images => directory(self.owner, 0, self.touched.lock().images),
             Node::Control => {
                 let owner = Owner {
@@ -422,7 +570,42 @@ impl Tree {
                 format!("{}/{INFO_FILE}", snapshot(number, in_disk))
             }
             Node::Import(number) => format!("{IMAGES}/{}", disk(number)),
+            Node::Policies => POLICIES_DIRECTORY.into(),
+            Node::NamedPolicy(number) => match self.store.policy_by_number(number) {
+                Some(policy) => format!("{POLICIES_DIRECTORY}/{}", policy.name),
+                None => format!("{POLICIES_DIRECTORY}/policy {number}"),
+            },
+            Node::PolicyFile(number) | Node::PolicyLink(number) => {
+                format!("{}/{SNAPSHOTS}/{POLICY_FILE}", disk(number))
+            }
+            Node::Rejected(place) => format!("{}/{REJECTED_FILE}", self.place_path(place)),
+            Node::Draft(place, number) | Node::DraftLink(place, number) => {
+                let name = self.draft_name(place, number);
+                format!("{}/{name}", self.place_path(place))
+            }
+            Node::Groups => SNAPSHOTS.into(),
+            Node::Group(number) => match self.group(number) {
+                Ok(group) => format!("{SNAPSHOTS}/{}", group.record.name),
+                Err(_) => format!("{SNAPSHOTS}/group {number}"),
+            },
+            Node::GroupMember(group, number) => {
+                format!("{}/{}", self.path(Node::Group(group)), disk(number))
+            }
+            Node::Status => STATUS.into(),
+            Node::StatusFile(file) => format!("{STATUS}/{}", file.name()),
         }
+    }
+
+    fn place_path(&self, place: u32) -> String {
+        match place {
+            POLICIES => POLICIES_DIRECTORY.into(),
+            disk => self.path(Node::Snapshots(disk)),
+        }
+    }
+
+    fn group(&self, number: u32) -> Result<Group> {
+        let group = self.store.group_by_number(number);
+        group.ok_or_else(|| missing("group", format!("number {number}")))
     }
 
     /// Renders a snapshot's `info.toml`. Waits.
@@ -444,6 +627,19 @@ impl Tree {
     pub fn target(&self, node: Node) -> Result<String> {
         match node {
             Node::Latest(number) => Ok(newest(&*self.disk(number)?)?.name()),
+            Node::PolicyLink(_) | Node::DraftLink(..) => self.draft_target(node),
+            Node::GroupMember(group, number) => {
+                let members = self.group(group)?.members;
+                let mut members = members.iter();
+                match members.find(|(disk, _)| disk.number() == number) {
+                    Some((disk, snapshot)) => Ok(format!(
+                        "../../{}/{SNAPSHOTS}/{}",
+                        disk.name(),
+                        snapshot.name()
+                    )),
+                    None => Err(missing("snapshot", format!("of disk {number}"))),
+                }
+            }
             _ => Err(Error::InvalidArgument {
                 what: "this is no symbolic link".into(),
             }),
@@ -460,6 +656,11 @@ impl Tree {
         match node {
             Node::Root => {
                 names.push(listed(IMAGES, Node::Images));
+                names.push(listed(POLICIES_DIRECTORY, Node::Policies));
+                if !self.hide_snapshots {
+                    names.push(listed(SNAPSHOTS, Node::Groups));
+                }
+                names.push(listed(STATUS, Node::Status));
                 for disk in self.store.disks() {
                     names.push(listed(&disk.name(), Node::Disk(disk.number())));
                 }
@@ -487,6 +688,25 @@ impl Tree {
                     names.push(listed(&snapshot.name(), node));
                 }
             }
+            Node::Groups => {
+                for group in self.store.groups() {
+                    names.push(listed(&group.record.name, Node::Group(group.record.number)));
+                }
+            }
+            Node::Group(number) => {
+                for (disk, _) in self.group(number)?.members {
+                    names.push(listed(
+                        &disk.name(),
+                        Node::GroupMember(number, disk.number()),
+                    ));
+                }
+            }
+            Node::Policies => {}
+            Node::Status => {
+                for file in StatusFile::ALL {
+                    names.push(listed(file.name(), Node::StatusFile(file)));
+                }
+            }
             Node::Snapshot(disk, snapshot) => {
                 self.snapshot(disk, snapshot)?;
                 names.push(listed(IMAGE_FILE, Node::SnapshotImage(disk, snapshot)));
@@ -497,6 +717,10 @@ impl Tree {
                     what: "this is no directory".into(),
                 });
             }
+        }
+        if let Some(place) = place_of(node) {
+            let files = self.list_drafts(place).into_iter();
+            names.extend(files.map(|(name, node)| Listed { name, node }));
         }
         Ok(names)
     }

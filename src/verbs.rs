@@ -2,15 +2,22 @@
 //! store, through its control file, and for an unmounted one, called by the
 //! command that opened it.
 
+use crate::diff::Side;
 use crate::disk::{Disk, Wait};
 use crate::error::{Error, Result};
 use crate::fuse::control::Verbs;
+use crate::manifest::Owner;
+use crate::name::SnapshotName;
 use crate::progress::Progress;
 use crate::store::{Image, Store};
+use crate::time;
 use crate::verify::Finding;
 use parking_lot::Mutex;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
+use std::collections::BTreeMap;
+use std::ffi::OsStr;
+use std::ops::Range;
 use std::sync::Arc;
 use std::sync::mpsc::{SyncSender, sync_channel};
 use std::thread;
@@ -18,6 +25,8 @@ use std::time::{Duration, Instant};
 
 /// Progress is told no more often than this.
 const TELL_EVERY: Duration = Duration::from_millis(50);
+/// The longest wait for an event, in seconds.
+const MOST_PATIENCE_S: u32 = 60;
 /// Lines that wait for whoever asked before the work waits.
 const LINES: usize = 64;
 
@@ -41,6 +50,66 @@ pub enum Request {
         /// With `repair`: forgets disks and images whose manifests are lost.
         #[serde(default)]
         forget_lost: bool,
+    },
+    /// What takes how much room: of one disk, or of all.
+    Capacity {
+        /// The disk's name.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        disk: Option<String>,
+        /// Its history from then on, in nanoseconds since 1970.
+        since_ns: i64,
+        /// And up to then.
+        until_ns: i64,
+    },
+    /// What deleting snapshots together would free.
+    Reclaim {
+        /// `disk@snapshot` each.
+        snapshots: Vec<String>,
+    },
+    /// Where two disks, snapshots or images differ.
+    Diff {
+        /// `disk`, `disk@snapshot` or `.images/name`.
+        a: String,
+        /// The other.
+        b: String,
+    },
+    /// Policies and the disks that they hold.
+    Policies {},
+    /// What a disk's policy is going to do.
+    Plan {
+        /// The disk's name.
+        disk: String,
+        /// A policy's text to take instead of the one in force.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        text: Option<String>,
+        /// For how many days.
+        days: u32,
+    },
+    /// What happened, from an event's number on.
+    Events {
+        /// The number; those before are left out.
+        first: u64,
+        /// Waits so many seconds for the first, if there is none.
+        #[serde(default)]
+        patience_s: u32,
+    },
+    /// How many snapshots a disk may have: tells, or sets.
+    Settings {
+        /// By name: `max_manual_snapshots`, `max_automatic_snapshots`,
+        /// `max_snapshots`; None ends a limit.
+        #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+        set: BTreeMap<String, Option<u32>>,
+    },
+    /// Takes a snapshot of several disks at one instant.
+    Group {
+        /// The snapshots' name.
+        name: String,
+        /// The disks' names.
+        disks: Vec<String>,
+        /// Who wants it.
+        uid: u32,
+        /// And its group.
+        gid: u32,
     },
     /// Frees what nothing refers to.
     Gc {
@@ -102,7 +171,7 @@ impl StoreVerbs {
         match request {
             Request::Status {} => Ok(to_json(&self.store.status()?)),
             Request::List { disk: None } => self.list(),
-            Request::List { disk: Some(name) } => self.list_disk(&name),
+            Request::List { disk: Some(name) } => self.list_disk(&name, teller),
             Request::Verify {
                 repair,
                 forget_lost,
@@ -125,8 +194,201 @@ impl StoreVerbs {
                 report["repair"] = to_json(&repaired);
                 Ok(report)
             }
-            Request::Gc { dry_run } => Ok(to_json(&self.store.gc(dry_run, teller)?)),
+            Request::Gc { dry_run } => {
+                let report = self.store.gc(dry_run, teller)?;
+                if !dry_run {
+                    self.store.note_collected(&report);
+                }
+                Ok(to_json(&report))
+            }
+            Request::Capacity {
+                disk,
+                since_ns,
+                until_ns,
+            } => self.capacity(disk.as_deref(), since_ns, until_ns, teller),
+            Request::Reclaim { snapshots } => {
+                let mut wanted = Vec::new();
+                for name in &snapshots {
+                    match self.store.side(name)? {
+                        Side::Snapshot(disk, snapshot) => {
+                            wanted.push((disk.name(), snapshot.name()));
+                        }
+                        Side::Live(_) => {
+                            return Err(Error::InvalidArgument {
+                                what: format!("{name} is no snapshot"),
+                            });
+                        }
+                    }
+                }
+                Ok(to_json(&self.store.reclaim(&wanted, teller)?))
+            }
+            Request::Diff { a, b } => {
+                let (a, b) = (self.store.side(&a)?, self.store.side(&b)?);
+                let mut found = |range: Range<u64>| {
+                    teller.say(json!({ "finding": {
+                        "offset": range.start,
+                        "length": range.end - range.start,
+                    }}));
+                };
+                Ok(to_json(&self.store.diff(&a, &b, teller, &mut found)?))
+            }
+            Request::Policies {} => Ok(self.policies()),
+            Request::Plan { disk, text, days } => self.plan(&disk, text.as_deref(), days),
+            Request::Events { first, patience_s } => {
+                let patience = Duration::from_secs(patience_s.min(MOST_PATIENCE_S).into());
+                let events = self.store.events().since(first, patience);
+                for event in &events {
+                    teller.say(json!({ "finding": to_json(event) }));
+                }
+                let next = events.last().map_or(first, |event| event.sequence + 1);
+                Ok(json!({ "next": next }))
+            }
+            Request::Settings { set } => self.settings(&set),
+            Request::Group {
+                name,
+                disks,
+                uid,
+                gid,
+            } => self.group(&name, &disks, uid, gid),
         }
+    }
+
+    fn disk(&self, name: &str) -> Result<Arc<Disk>> {
+        self.store.disk(name).ok_or_else(|| Error::Missing {
+            what: "disk",
+            name: name.to_owned(),
+        })
+    }
+
+    fn capacity(
+        &self,
+        disk: Option<&str>,
+        since_ns: i64,
+        until_ns: i64,
+        teller: &Teller,
+    ) -> Result<Value> {
+        if let Some(name) = disk {
+            self.disk(name)?;
+        }
+        let usage = self.store.usage(teller)?;
+        let mut rows = self.store.history().rows(since_ns, until_ns);
+        rows.retain(|row| disk.is_none_or(|disk| row.disk == disk));
+        let history: Vec<Value> = rows
+            .iter()
+            .map(|row| {
+                json!({
+                    "time": time::rfc3339(row.at_ns),
+                    "disk": row.disk,
+                    "stored_bytes": row.stored_bytes,
+                    "chain_bytes": row.chain_bytes,
+                    "snapshots": row.snapshots,
+                })
+            })
+            .collect();
+        let mut answer = to_json(&usage);
+        if let Some(disks) = answer["disks"].as_array_mut() {
+            disks.retain(|one| disk.is_none_or(|disk| one["name"] == disk));
+        }
+        answer["history"] = history.into();
+        Ok(answer)
+    }
+
+    fn policies(&self) -> Value {
+        let disks = self.store.disks();
+        let of = |disk: &Arc<Disk>| {
+            let in_force = self.store.policy_of(disk)?;
+            in_force.name.is_none().then(|| {
+                json!({
+                    "policy": format!("{}/.snapshots/policy.toml", disk.name()),
+                    "named": false,
+                    "disks": [disk.name()],
+                    "next": next_slot(&in_force.policy),
+                    "error": in_force.policy.as_ref().err(),
+                })
+            })
+        };
+        let named = self.store.policies().into_iter().map(|record| {
+            let policy = crate::policy::parse(&record.text.text);
+            let policy = policy.map_err(|rejection| rejection.to_string());
+            json!({
+                "policy": record.name,
+                "named": true,
+                "disks": self.store.disks_of_policy(record.id),
+                "next": next_slot(&policy),
+                "error": policy.as_ref().err(),
+            })
+        });
+        let all: Vec<Value> = named.chain(disks.iter().filter_map(of)).collect();
+        json!({ "policies": all })
+    }
+
+    fn plan(&self, disk: &str, text: Option<&str>, days: u32) -> Result<Value> {
+        let disk = self.disk(disk)?;
+        let now = time::now_ns();
+        let invalid = |what: String| Error::InvalidArgument { what };
+        let (policy, since_ns) = match text {
+            Some(text) => {
+                let policy = crate::policy::parse(text);
+                (
+                    policy.map_err(|rejection| invalid(rejection.to_string()))?,
+                    now,
+                )
+            }
+            None => {
+                let in_force = self.store.policy_of(&disk).ok_or_else(|| Error::Missing {
+                    what: "policy of disk",
+                    name: disk.name(),
+                })?;
+                (in_force.policy.map_err(invalid)?, in_force.since_ns)
+            }
+        };
+        let until = now.saturating_add(crate::policy::days_ns(days));
+        let planned = self.store.plan_of(&disk, &policy, since_ns, until);
+        Ok(crate::policy::plan_json(&policy, &planned))
+    }
+
+    fn settings(&self, set: &BTreeMap<String, Option<u32>>) -> Result<Value> {
+        let mut settings = self.store.settings();
+        for (key, value) in set {
+            let limit = || {
+                value.ok_or_else(|| Error::InvalidArgument {
+                    what: format!("{key} without a limit: it is a number"),
+                })
+            };
+            match key.as_str() {
+                "max_manual_snapshots" => settings.max_manual_snapshots = limit()?,
+                "max_automatic_snapshots" => settings.max_automatic_snapshots = limit()?,
+                "max_snapshots" => settings.max_snapshots = *value,
+                _ => {
+                    return Err(Error::InvalidArgument {
+                        what: format!(
+                            "there is no setting {key}: there are max_manual_snapshots, \
+                             max_automatic_snapshots and max_snapshots"
+                        ),
+                    });
+                }
+            }
+        }
+        if !set.is_empty() {
+            self.store.set_settings(settings)?;
+        }
+        Ok(to_json(&settings))
+    }
+
+    fn group(&self, name: &str, disks: &[String], uid: u32, gid: u32) -> Result<Value> {
+        let name = SnapshotName::parse_manual(OsStr::new(name))?;
+        let disks = disks
+            .iter()
+            .map(|disk| self.disk(disk))
+            .collect::<Result<Vec<_>>>()?;
+        let owner = Owner {
+            uid,
+            gid,
+            mode: 0o755,
+        };
+        let group = self.store.take_group(name, Some(disks), owner)?;
+        let names: Vec<String> = group.members.iter().map(|(disk, _)| disk.name()).collect();
+        Ok(json!({ "group": group.record.name, "disks": names }))
     }
 
     fn list(&self) -> Result<Value> {
@@ -144,24 +406,47 @@ impl StoreVerbs {
         }))
     }
 
-    fn list_disk(&self, name: &str) -> Result<Value> {
-        let disk = self.store.disk(name).ok_or_else(|| Error::Missing {
-            what: "disk",
-            name: name.to_owned(),
-        })?;
+    fn list_disk(&self, name: &str, teller: &Teller) -> Result<Value> {
+        let disk = self.disk(name)?;
+        // What each takes is told by one walk over all maps, not one each;
+        // where maps are damaged the rest is told without it.
+        let (usage, unknown) = match self.store.usage(teller) {
+            Ok(usage) => (Some(usage), None),
+            Err(error) => (None, Some(error.to_string())),
+        };
+        let usage = usage.and_then(|usage| {
+            let mut disks = usage.disks.into_iter();
+            disks.find(|one| !one.is_image && one.name == name)
+        });
         let mut snapshots = Vec::new();
         for snapshot in disk.snapshots() {
-            let text = disk.snapshot_info(&snapshot)?;
-            let mut info: serde_json::Map<String, Value> =
-                toml::from_str(&text).map_err(|error| Error::Damaged {
-                    what: format!("info.toml of {}", snapshot.name()),
-                    detail: error.to_string(),
-                })?;
-            info.insert("name".into(), snapshot.name().into());
-            snapshots.push(Value::Object(info));
+            let mut info = to_json(&disk.snapshot_facts(&snapshot));
+            let own = usage.as_ref().and_then(|usage| {
+                usage
+                    .snapshots
+                    .iter()
+                    .find(|one| one.name == snapshot.name())
+            });
+            if let Some(own) = own {
+                info["referred_bytes"] = json!(own.referred_bytes);
+                info["stored_bytes"] = json!(own.stored_bytes);
+                info["unique_bytes"] = json!(own.unique_bytes);
+            }
+            snapshots.push(info);
         }
-        Ok(json!({ "disk": describe(&disk)?, "snapshots": snapshots }))
+        Ok(json!({
+            "disk": describe(&disk)?,
+            "snapshots": snapshots,
+            "stored_bytes": usage.as_ref().map(|usage| usage.stored_bytes),
+            "chain_bytes": usage.as_ref().map(|usage| usage.chain_bytes),
+            "error": unknown,
+        }))
     }
+}
+
+fn next_slot(policy: &std::result::Result<crate::policy::Policy, String>) -> Option<String> {
+    let next = policy.as_ref().ok()?.next_slot(time::now_ns())?;
+    Some(time::rfc3339(next))
 }
 
 fn describe(disk: &Arc<Disk>) -> Result<Value> {
@@ -237,11 +522,9 @@ impl Progress for Teller {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::manifest::Owner;
-    use crate::name::{DiskName, SnapshotName};
+    use crate::name::DiskName;
     use crate::progress::Quiet;
     use crate::store::{self, InitOptions, Options};
-    use std::ffi::OsStr;
 
     fn ask(verbs: &StoreVerbs, request: Value) -> Vec<Value> {
         let mut lines = Vec::new();
@@ -296,12 +579,26 @@ mod tests {
             json!({"verb": "status"}),
             json!({"verb": "verify"}),
             json!({"verb": "gc", "dry_run": true}),
+            json!({"verb": "capacity", "since_ns": 0, "until_ns": i64::MAX}),
+            json!({"verb": "reclaim", "snapshots": ["web@first"]}),
+            json!({"verb": "diff", "a": "web", "b": "web@first"}),
+            json!({"verb": "policies"}),
+            json!({"verb": "settings", "set": {"max_snapshots": 7}}),
+            json!({"verb": "events", "first": 1000}),
+            json!({"verb": "group", "name": "all", "disks": ["web"], "uid": 0, "gid": 0}),
         ] {
             let lines = ask(&verbs, request.clone());
             assert_eq!(lines.len(), 1, "{request}: {lines:?}");
             assert!(lines[0]["result"].is_object(), "{request}: {lines:?}");
         }
-        for request in [json!({"verb": "list", "disk": "none"}), json!(7)] {
+        for request in [
+            json!({"verb": "list", "disk": "none"}),
+            json!({"verb": "plan", "disk": "web", "days": 3}),
+            json!({"verb": "settings", "set": {"max": 7}}),
+            json!({"verb": "reclaim", "snapshots": ["web"]}),
+            json!({"verb": "diff", "a": "web", "b": "web@none"}),
+            json!(7),
+        ] {
             let lines = ask(&verbs, request.clone());
             assert_eq!(lines.len(), 1, "{request}: {lines:?}");
             assert!(lines[0]["error"].is_string(), "{request}: {lines:?}");

@@ -205,7 +205,7 @@ fn verbs_work_mounted_and_unmounted() -> Outcome {
     let (web, db) = (text(&web), text(&mount.path("db")));
     let taken = snapdisk(&["snapshot", "one", &web, &db]);
     assert_eq!(taken.lines().count(), 2, "{taken}");
-    // One that cannot be taken does not keep the others.
+    // All or none: one that cannot be taken keeps the others.
     let mut mixed = command(
         SNAPDISK,
         &[
@@ -219,8 +219,10 @@ fn verbs_work_mounted_and_unmounted() -> Outcome {
     let output = mixed.output()?;
     assert_eq!(output.status.code(), Some(1));
     let said: serde_json::Value = serde_json::from_slice(&output.stdout)?;
-    assert_eq!(said["taken"][0]["disk"], web.as_str());
+    assert_eq!(said["taken"].as_array().map(Vec::len), Some(0), "{said}");
     assert_eq!(said["failed"].as_array().map(Vec::len), Some(1), "{said}");
+    assert!(!mount.path("web/.snapshots/two").exists());
+    snapdisk(&["snapshot", "two", &web]);
     for name in ["one", "two"] {
         wait_ready(&mount.path("web/.snapshots").join(name));
     }

@@ -270,6 +270,8 @@ fn many_snapshots_hold_few_files() {
     }
     let store = TestStore::new();
     let mount = store.mount();
+    let limit = "max_manual_snapshots=1000";
+    snapdisk(&["set", &mount.point().display().to_string(), limit]);
     let idle = disk_with(mount.point(), "idle", &noise(1, 100_000));
     let busy = disk_with(mount.point(), "busy", &noise(2, 100_000));
     // Two for each layer that may wait, is being sealed, or has been and goes

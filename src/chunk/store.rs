@@ -238,6 +238,38 @@ impl ChunkStore {
         })
     }
 
+    /// Every record of every pack, with how many there are before it and in
+    /// all. Those of the pack that is written may come in any order.
+    pub fn each_record(&self, f: &mut dyn FnMut(u64, u64, &Entry)) -> Result<()> {
+        let total = self.stats().chunks;
+        let mut done = 0;
+        let mut tell = |entry: &Entry| {
+            f(done, total, entry);
+            done += 1;
+        };
+        let (open, entries) = {
+            let open = self.open.read();
+            let entries = open
+                .as_ref()
+                .map(|open| open.entries.values().copied().collect());
+            let entries: Vec<Entry> = entries.unwrap_or_default();
+            (open.as_ref().map(|open| open.number), entries)
+        };
+        entries.iter().for_each(&mut tell);
+        for (number, _) in self.index.packs() {
+            if Some(number) == open {
+                continue;
+            }
+            match self.index.directory(number) {
+                Ok(directory) => directory.entries().iter().for_each(&mut tell),
+                // Compacted meanwhile.
+                Err(_) if self.index.info(number).is_none() => {}
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(())
+    }
+
     /// Starts a batch of chunks that belong together.
     pub fn begin(self: &Arc<Self>) -> Batch {
         Batch::new(Arc::clone(self))

@@ -6,7 +6,7 @@ use super::log;
 use super::mountinfo::{Mounts, absolute};
 use crate::fuse::control::Verbs;
 use crate::store::{self, Options, Store};
-use crate::tree::CONTROL;
+use crate::tree::{CONTROL, IMAGE_FILE, IMAGES, SNAPSHOTS};
 use crate::verbs::{Request, StoreVerbs};
 use serde_json::Value;
 use std::fs::{self, File};
@@ -130,6 +130,41 @@ impl Place {
     }
 }
 
+/// The store and the name of a disk (`web`), a snapshot (`web@first`) or an
+/// image (`.images/golden.img`), by a path in its mount: a directory, or the
+/// raw image in it.
+pub(super) fn thing_of(given: &Path) -> Result<(Place, String), Failure> {
+    // Through links, as `latest` and those of groups are.
+    let path =
+        fs::canonicalize(given).map_err(|error| Failure::system("opening", given, &error))?;
+    let mounts = mounts()?;
+    let inner = mounts
+        .holding(&path)
+        .filter(|mount| mount.is_own())
+        .and_then(|mount| mount.inner(&path));
+    let parts: Vec<String> = inner
+        .iter()
+        .flat_map(|inner| inner.components())
+        .map(|part| part.as_os_str().to_string_lossy().into_owned())
+        .collect();
+    let parts: Vec<&str> = parts.iter().map(String::as_str).collect();
+    let name = match parts[..] {
+        [IMAGES, image] => format!("{IMAGES}/{image}"),
+        [disk] | [disk, IMAGE_FILE] if !disk.starts_with('.') => disk.to_owned(),
+        [disk, SNAPSHOTS, snapshot] | [disk, SNAPSHOTS, snapshot, IMAGE_FILE] => {
+            format!("{disk}@{snapshot}")
+        }
+        _ => {
+            return Err(Failure::new(
+                given.display(),
+                "this is no disk, snapshot or image of a mounted store",
+            )
+            .hint("name its directory or its disk.img; `--store STORE` takes names"));
+        }
+    };
+    Ok((Place::find(Some(&path))?, name))
+}
+
 /// Opens an unmounted store for one command; its log takes what is found.
 pub(super) fn open(root: &Path, bar: &Bar) -> Result<Arc<Store>, Failure> {
     open_with(root, Options::default(), bar)
@@ -177,12 +212,8 @@ pub(super) fn ask(
     }
     let last = answer.last;
     bar.clear();
-    let what = match request {
-        Request::Status {} => "status",
-        Request::List { .. } => "list",
-        Request::Verify { .. } => "verify",
-        Request::Gc { .. } => "gc",
-    };
+    let request = to_json(request);
+    let what = request["verb"].as_str().unwrap_or("asking");
     match last {
         Some(Ok(result)) => Ok(result),
         Some(Err(why)) => Err(Failure::new(what, why)),

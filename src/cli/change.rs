@@ -3,7 +3,7 @@
 //! In a mount they are file operations, so that the kernel checks who may;
 //! on an unmounted store they are calls of the library.
 
-use super::ask::{Place, close, mounts, open};
+use super::ask::{Place, close, mounts, open, thing_of};
 use super::bar::Bar;
 use super::failure::{Failure, of_library};
 use super::mountinfo::absolute;
@@ -26,17 +26,22 @@ use std::sync::Arc;
 
 /// Take a snapshot of disks
 ///
-/// Durable when this returns. The same as `mkdir DISK-DIR/.snapshots/NAME`,
-/// for several disks one after the other. If one fails the others are taken,
-/// and the exit code is 1.
+/// Durable when this returns. The same as `mkdir DISK-DIR/.snapshots/NAME`;
+/// of several disks at one instant, all or none, and together they are the
+/// group MNT/.snapshots/NAME.
+///
+/// With --freeze, filesystems that are mounted from the disks' images, by
+/// loop devices of this machine, are held still meanwhile, so that the
+/// snapshot mounts without recovery. Only root may.
 ///
 /// Examples:
 ///   snapdisk snapshot nightly /mnt/disks/web /mnt/disks/db
+///   snapdisk snapshot --freeze before-upgrade /mnt/disks/web
 ///   snapdisk snapshot --store /var/lib/snapdisk web@nightly
 #[derive(Args, Debug)]
 #[command(
     verbatim_doc_comment,
-    override_usage = "snapdisk snapshot [--json] NAME DISK-DIR…\n       \
+    override_usage = "snapdisk snapshot [--freeze] [--json] NAME DISK-DIR…\n       \
                       snapdisk snapshot [--json] --store STORE DISK@NAME…"
 )]
 pub(super) struct Snapshot {
@@ -44,8 +49,11 @@ pub(super) struct Snapshot {
     #[arg(required = true, value_name = "NAME DISK-DIR…|DISK@NAME")]
     names: Vec<OsString>,
     /// The store, to name disks by their names
-    #[arg(long)]
+    #[arg(long, conflicts_with = "freeze")]
     store: Option<PathBuf>,
+    /// Hold filesystems mounted from the disks still meanwhile
+    #[arg(long)]
+    freeze: bool,
     /// Print JSON
     #[arg(long)]
     json: bool,
@@ -86,7 +94,7 @@ pub(super) struct Rollback {
 
 pub(super) fn snapshot(snapshot: &Snapshot) -> anyhow::Result<ExitCode> {
     let outcomes = match &snapshot.store {
-        None => take_in_mount(&snapshot.names)?,
+        None => take_in_mount(&snapshot.names, snapshot.freeze)?,
         Some(store) => take_in_store(store, &snapshot.names)?,
     };
     let mut taken = Vec::new();
@@ -128,7 +136,7 @@ fn text(value: &Value) -> &str {
 /// A disk, a snapshot, and what became of it.
 type Outcome = (String, String, Result<(), Failure>);
 
-fn take_in_mount(names: &[OsString]) -> Result<Vec<Outcome>, Failure> {
+fn take_in_mount(names: &[OsString], freeze: bool) -> Result<Vec<Outcome>, Failure> {
     let [name, disks @ ..] = names else {
         return Err(missing_disk());
     };
@@ -142,20 +150,45 @@ fn take_in_mount(names: &[OsString]) -> Result<Vec<Outcome>, Failure> {
             "a snapshot's name comes first, then the disks' directories",
         ));
     }
-    let take = |disk: &OsString| {
-        let dir = disk_directory(Path::new(disk))?;
-        take(&dir, name)
-    };
-    Ok(disks
+    let dirs = disks
         .iter()
-        .map(|disk| {
-            (
-                disk.to_string_lossy().into_owned(),
-                shown.clone(),
-                take(disk),
-            )
-        })
-        .collect())
+        .map(|disk| disk_directory(Path::new(disk)))
+        .collect::<Result<Vec<_>, _>>()?;
+    let frozen = match freeze {
+        true => super::freeze::freeze(&dirs)?,
+        false => None,
+    };
+    let outcome = match &dirs[..] {
+        [dir] => take(dir, name),
+        several => take_group(several, name),
+    };
+    drop(frozen);
+    let all = disks.iter().map(|disk| disk.to_string_lossy().into_owned());
+    Ok(match outcome {
+        Ok(()) => all.map(|disk| (disk, shown.clone(), Ok(()))).collect(),
+        Err(failure) => {
+            let all: Vec<String> = all.collect();
+            vec![(all.join(", "), shown, Err(failure))]
+        }
+    })
+}
+
+fn take_group(dirs: &[PathBuf], name: &OsStr) -> Result<(), Failure> {
+    let mut disks = Vec::new();
+    let mut place = None;
+    for dir in dirs {
+        let (found, disk) = thing_of(dir)?;
+        if place.as_ref().is_some_and(|place| *place != found) {
+            return Err(Failure::usage(
+                dir.display(),
+                "this is in another store than the one before it",
+            ));
+        }
+        place = Some(found);
+        disks.push(disk);
+    }
+    let place = place.ok_or_else(missing_disk)?;
+    super::policy::group(&place, &name.to_string_lossy(), disks).map(drop)
 }
 
 fn missing_disk() -> Failure {
@@ -180,8 +213,10 @@ fn take(dir: &Path, name: &OsStr) -> Result<(), Failure> {
             Err(error) => Failure::new(what, error),
             Ok(_) => Failure::system("snapshot of", dir, &error),
         },
-        Some(libc::EDQUOT) => Failure::new(what, "the disk has as many snapshots as it may")
-            .hint("`rmdir` one that is not needed any more"),
+        Some(libc::EDQUOT) => Failure::new(what, "the disk has as many snapshots as it may").hint(
+            "`rmdir` one that is not needed any more, or allow more with \
+                 `snapdisk set MNT max_manual_snapshots=…`",
+        ),
         _ => Failure {
             what,
             ..Failure::system("snapshot of", dir, &error)
@@ -224,6 +259,28 @@ fn take_in_store(store: &Path, names: &[OsString]) -> Result<Vec<Outcome>, Failu
         wanted.push((disk.to_owned(), name.to_owned()));
     }
     let place = Place::find_store(store)?;
+    let (disks, names): (Vec<String>, Vec<String>) = wanted.iter().cloned().unzip();
+    if names.len() > 1 && names.iter().all(|name| *name == names[0]) {
+        let taken = match place {
+            Place::Mounted(_) => super::policy::group(&place, &names[0], disks).map(drop),
+            Place::Unmounted(root) => {
+                let store = open(&root, &Bar::new())?;
+                let taken = super::policy::group_opened(&store, &names[0], &disks);
+                close(&store)?;
+                taken
+            }
+        };
+        return Ok(match taken {
+            Ok(()) => wanted
+                .into_iter()
+                .map(|(disk, name)| (disk, name, Ok(())))
+                .collect(),
+            Err(failure) => {
+                let all: Vec<String> = wanted.into_iter().map(|(disk, _)| disk).collect();
+                vec![(all.join(", "), names[0].clone(), Err(failure))]
+            }
+        });
+    }
     let take_each = |take: &dyn Fn(&str, &str) -> Result<(), Failure>| {
         wanted
             .iter()
@@ -251,7 +308,7 @@ fn take_opened(store: &Store, disk: &str, name: &str) -> Result<(), Error> {
     find(store, disk)?.take_snapshot(name).map(drop)
 }
 
-fn find(store: &Store, disk: &str) -> Result<Arc<Disk>, Error> {
+pub(super) fn find(store: &Store, disk: &str) -> Result<Arc<Disk>, Error> {
     store.disk(disk).ok_or_else(|| Error::Missing {
         what: "disk",
         name: disk.to_owned(),

@@ -120,7 +120,7 @@ fn parse_line(line: &[u8]) -> Option<Mount> {
 }
 
 /// Undoes `\040` and its like.
-fn unescape(text: &[u8]) -> OsString {
+pub(super) fn unescape(text: &[u8]) -> OsString {
     let mut plain = Vec::with_capacity(text.len());
     let mut at = 0;
     while at < text.len() {

@@ -16,8 +16,8 @@ use std::process::ExitCode;
 /// Show a store in numbers
 ///
 /// Space used and free, disks, snapshots, chunks, what waits to be sealed,
-/// and what needs attention. Without an argument, of the only store that is
-/// mounted.
+/// and what needs attention: then the exit code is 1. Without an argument, of
+/// the only store that is mounted.
 ///
 /// Example: snapdisk status /mnt/disks
 #[derive(Args, Debug)]
@@ -144,8 +144,19 @@ pub(super) fn status(status: &Status) -> anyhow::Result<ExitCode> {
         say!("{answer}");
     } else {
         print_fields(&answer, &FIRST);
+        if !needs_attention(&answer) {
+            say!("nothing needs attention");
+        }
     }
-    Ok(ExitCode::SUCCESS)
+    Ok(match needs_attention(&answer) {
+        true => ExitCode::FAILURE,
+        false => ExitCode::SUCCESS,
+    })
+}
+
+fn needs_attention(status: &Value) -> bool {
+    let attention = status["attention"].as_array();
+    attention.is_some_and(|lines| !lines.is_empty())
 }
 
 pub(super) fn list(list: &List) -> anyhow::Result<ExitCode> {
@@ -176,7 +187,7 @@ pub(super) fn list(list: &List) -> anyhow::Result<ExitCode> {
 
 /// The disk that a path in a mount means; None for the mount itself, and for
 /// an unmounted store.
-fn disk_of(path: &Path) -> Result<Option<String>, Failure> {
+pub(super) fn disk_of(path: &Path) -> Result<Option<String>, Failure> {
     let path = absolute(path).map_err(|error| Failure::system("opening", path, &error))?;
     let now = mounts()?;
     let Some(mount) = now.holding(&path).filter(|mount| mount.is_own()) else {

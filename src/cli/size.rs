@@ -1,5 +1,7 @@
 //! Sizes as people write and read them.
 
+use std::sync::atomic::{AtomicBool, Ordering};
+
 /// Bytes of a size like `64K`, `1M`, `8GiB` or `512`; units are powers of
 /// 1024.
 pub(super) fn parse(text: &str) -> Result<u64, String> {
@@ -31,8 +33,23 @@ pub(super) fn parse_chunk(text: &str) -> Result<u32, String> {
         .ok_or_else(|| "a chunk has 16K, 32K, 64K, 128K, 256K, 512K or 1M".to_owned())
 }
 
-/// `8.0 GiB`; bytes below 1 KiB exactly.
+/// Whether [`human`] gives bytes, as `--bytes` wants.
+static EXACT: AtomicBool = AtomicBool::new(false);
+
+/// From now on sizes are given in bytes.
+pub(super) fn show_exact() {
+    EXACT.store(true, Ordering::Relaxed);
+}
+
+/// `8.0 GiB`; bytes below 1 KiB exactly, and all with `--bytes`.
 pub(super) fn human(bytes: u64) -> String {
+    match EXACT.load(Ordering::Relaxed) {
+        true => bytes.to_string(),
+        false => rounded(bytes),
+    }
+}
+
+fn rounded(bytes: u64) -> String {
     let mut value = bytes as f64;
     let mut unit = "B";
     for next in ["KiB", "MiB", "GiB", "TiB", "PiB"] {
@@ -94,11 +111,11 @@ mod tests {
 
     #[test]
     fn sizes_are_shown_with_one_decimal() {
-        assert_eq!(human(0), "0 B");
-        assert_eq!(human(1023), "1023 B");
-        assert_eq!(human(1024), "1.0 KiB");
-        assert_eq!(human((1 << 20) - 1), "1.0 MiB");
-        assert_eq!(human(8 << 30), "8.0 GiB");
-        assert_eq!(human(u64::MAX), "16384.0 PiB");
+        assert_eq!(rounded(0), "0 B");
+        assert_eq!(rounded(1023), "1023 B");
+        assert_eq!(rounded(1024), "1.0 KiB");
+        assert_eq!(rounded((1 << 20) - 1), "1.0 MiB");
+        assert_eq!(rounded(8 << 30), "8.0 GiB");
+        assert_eq!(rounded(u64::MAX), "16384.0 PiB");
     }
 }

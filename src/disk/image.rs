@@ -1,8 +1,10 @@
 //! Making, dropping, freezing and replacing the live image.
 
 use super::layer::{BLOCK, MAX_BLOCK};
-use super::opens::What;
+use super::opens::What as Opening;
+use super::ranges::RangeGuard;
 use super::*;
+use crate::events::By;
 use crate::manifest::{NUMBER_LIMIT, SnapshotKind};
 use crate::name::SnapshotName;
 use crate::snapshot::Notes;
@@ -10,11 +12,50 @@ use crate::snapshot::Notes;
 /// How long what was dropped with a live image is kept.
 const DROPPED_KEPT_NS: i64 = 7 * 24 * 3600 * 1_000_000_000;
 
+/// Who wants a snapshot, and why.
+#[derive(Clone, Debug)]
+pub(crate) struct Taking {
+    pub kind: SnapshotKind,
+    pub by: By,
+    /// When it ends, if ever.
+    pub expires_ns: Option<i64>,
+    /// The policy, by name.
+    pub policy: Option<String>,
+    /// The policy's slot.
+    pub slot_ns: Option<i64>,
+    /// The group.
+    pub group: Option<Uuid>,
+}
+
+impl Taking {
+    /// One that somebody wants by name.
+    pub fn manual(by: By) -> Taking {
+        Taking {
+            kind: SnapshotKind::Manual,
+            by,
+            expires_ns: None,
+            policy: None,
+            slot_ns: None,
+            group: None,
+        }
+    }
+}
+
 /// How long after its last writer an import is finished.
 const IMPORT_DELAY: Duration = Duration::from_secs(2);
 
+/// A head that is about to be put above another.
+pub(crate) struct Swap<'a> {
+    old: Arc<Layer>,
+    owner: Owner,
+    next: Option<(State, HashSet<LayerId>)>,
+    at_ns: i64,
+    /// Keeps the size as it is until the swap.
+    range: Option<RangeGuard<'a>>,
+}
+
 /// A view at one instant.
-pub(super) struct Frozen {
+pub(crate) struct Frozen {
     pub base: Below,
     pub size: u64,
     pub owner: Owner,
@@ -58,10 +99,10 @@ impl Disk {
                 what: format!("the image {}", self.name()),
             });
         }
-        let what: &[What] = if write {
-            &[What::Live, What::LiveForWriting]
+        let what: &[Opening] = if write {
+            &[Opening::Live, Opening::LiveForWriting]
         } else {
-            &[What::Live]
+            &[Opening::Live]
         };
         self.opens.open(what).ok_or_else(|| Error::Busy {
             what: format!("the live image of {}", self.name()),
@@ -76,7 +117,7 @@ impl Disk {
 
     /// Whether anybody has the live image open.
     pub fn is_open(&self) -> bool {
-        self.opens.count(What::Live) > 0
+        self.opens.count(Opening::Live) > 0
     }
 
     /// Keeps the image of an import closed, to remove it.
@@ -96,31 +137,47 @@ impl Disk {
     /// stopped. A head that nothing was written to stays, and what is below
     /// it is answered.
     pub(super) fn freeze(&self, meta: &Meta<'_>) -> Result<Frozen> {
-        self.check_poisoned()?;
-        let live = self
-            .state
-            .read()
-            .live
-            .clone()
-            .ok_or_else(|| Error::NoImage { disk: self.name() })?;
-        let old = live.head.clone();
-        let at_ns = time::now_ns();
-        if old.is_untouched() {
-            // It may have got there by a cut that is not on disk yet.
-            if old.is_dirty() {
-                self.sync_layer(&old)?;
-            }
-            let base = old.below();
-            if let Below::Layer(layer) = &base {
-                self.sync_chain(layer)?;
-            }
-            return Ok(Frozen {
-                base,
-                size: old.begin_size(),
-                owner: live.owner,
-                at_ns,
-            });
+        let head = self.head();
+        if let Some(head) = head
+            && head.is_untouched()
+        {
+            return self.freeze_untouched(&head);
         }
+        let mut swap = self.begin_swap(meta)?;
+        self.swap(meta, &mut swap);
+        self.end_swap(swap)
+    }
+
+    fn freeze_untouched(&self, head: &Arc<Layer>) -> Result<Frozen> {
+        let owner = self.writable_live()?.owner;
+        let at_ns = time::now_ns();
+        // It may have got there by a cut that is not on disk yet.
+        if head.is_dirty() {
+            self.sync_layer(head)?;
+        }
+        let base = head.below();
+        if let Below::Layer(layer) = &base {
+            self.sync_chain(layer)?;
+        }
+        Ok(Frozen {
+            base,
+            size: head.begin_size(),
+            owner,
+            at_ns,
+        })
+    }
+
+    fn writable_live(&self) -> Result<Live> {
+        self.check_poisoned()?;
+        let live = self.state.read().live.clone();
+        live.ok_or_else(|| Error::NoImage { disk: self.name() })
+    }
+
+    /// Makes a new head, which a durable manifest names above the old one.
+    /// Nobody writes to it before [`Disk::swap`].
+    pub(crate) fn begin_swap(&self, meta: &Meta<'_>) -> Result<Swap<'_>> {
+        let live = self.writable_live()?;
+        let old = live.head;
         let head = self
             .engine
             .new_layer(Below::Layer(old.clone()), old.size())?;
@@ -147,20 +204,42 @@ impl Disk {
         }
         // Durable before it is written to, or an fsync of the new head could
         // be answered and its layer never be found again.
-        if let Err(error) = self.commit(meta, next) {
-            self.engine.work.raise(|work| work.seal = true);
-            return Err(error);
+        match self.write_manifest(meta, &mut next) {
+            Ok(named) => Ok(Swap {
+                old,
+                owner: live.owner,
+                next: Some((next, named)),
+                at_ns: 0,
+                range: Some(range),
+            }),
+            Err(error) => {
+                self.engine.work.raise(|work| work.seal = true);
+                Err(error)
+            }
         }
-        let at_ns = time::now_ns();
-        drop(range);
+    }
+
+    /// From now on writers go to the new head. Waits for nothing.
+    pub(crate) fn swap(&self, meta: &Meta<'_>, swap: &mut Swap<'_>) {
+        if let Some((next, named)) = swap.next.take() {
+            self.show(meta, next, named);
+        }
+        swap.at_ns = time::now_ns();
+    }
+
+    /// Waits until nobody is left in the old head, and syncs it with
+    /// everything below it.
+    pub(crate) fn end_swap(&self, mut swap: Swap<'_>) -> Result<Frozen> {
+        drop(swap.range.take());
+        let old = swap.old;
         old.freeze();
         self.sync_chain(&old)?;
         self.engine.work.raise(|work| work.seal = true);
         Ok(Frozen {
             size: old.size(),
             base: Below::Layer(old),
-            owner: live.owner,
-            at_ns,
+            owner: swap.owner,
+            at_ns: swap.at_ns,
         })
     }
 
@@ -220,7 +299,7 @@ impl Disk {
         );
         snapshot.set_notes(Notes {
             expires_ns: kept_ns.map(|kept| frozen.at_ns.saturating_add(kept)),
-            ..Notes::default()
+            ..snapshot.notes()
         });
         next.next_snapshot += 1;
         next.snapshots.push((name.clone(), Arc::new(snapshot)));
@@ -238,13 +317,20 @@ impl Disk {
         // after the store is reopened it can be both.
         let frozen = self.freeze(&meta)?;
         let mut next = self.state.read().clone();
+        let mut kept = None;
         if !self.is_import() && !self.is_kept(&next, &frozen) {
             let name = self.keep(&mut next, "dropped", &frozen, Some(DROPPED_KEPT_NS));
             tracing::info!("disk {}: its dropped image is kept as {name}", next.name);
+            kept = Some(name);
         }
         next.live = None;
         next.modified_ns = time::now_ns();
         self.commit(&meta, next)?;
+        if !self.is_import() {
+            let mut event = Event::new(What::Dropped).disk(self.name());
+            event.reason = kept.map(|name| format!("kept as {name} for 7 days"));
+            self.engine.events.note(event);
+        }
         drop(closed);
         self.engine.work.raise(|work| {
             work.expire = true;
@@ -299,6 +385,14 @@ impl Disk {
         });
         committed?;
         *self.last_rollback.lock() = kept.clone().unwrap_or_default();
+        let event = Event::new(What::RolledBack)
+            .disk(self.name())
+            .snapshot(name);
+        self.engine.events.note(event.reason(match &kept {
+            Some(kept) => format!("what the disk was is kept as {kept}"),
+            None if discard => "what the disk was is discarded".to_owned(),
+            None => "a snapshot has what the disk was".to_owned(),
+        }));
         tracing::info!(
             "disk {}: rolled back to {name}{}",
             self.name(),
@@ -336,12 +430,12 @@ impl Disk {
             return Ok(());
         }
         *self.finish_at.lock() = None;
-        if self.opens.count(What::LiveForWriting) > 0 {
+        if self.opens.count(Opening::LiveForWriting) > 0 {
             return Ok(());
         }
         let _settling = self.engine.settling.read();
         let meta = self.meta.lock();
-        if self.state.read().live.is_none() || self.opens.count(What::LiveForWriting) > 0 {
+        if self.state.read().live.is_none() || self.opens.count(Opening::LiveForWriting) > 0 {
             return Ok(());
         }
         let frozen = self.freeze(&meta)?;
@@ -394,32 +488,168 @@ impl Disk {
         }
     }
 
-    pub(crate) fn take(
-        &self,
-        meta: &Meta<'_>,
-        name: &str,
-        kind: SnapshotKind,
-    ) -> Result<Arc<Snapshot>> {
+    /// Checks that there may be one more snapshot of a kind.
+    pub(crate) fn check_quota(&self, kind: SnapshotKind) -> Result<()> {
         if self.state.read().next_snapshot >= NUMBER_LIMIT - 1 {
             return Err(Error::Quota {
                 what: format!("numbers of snapshots of {}", self.name()),
                 limit: NUMBER_LIMIT.into(),
             });
         }
-        let frozen = self.freeze(meta)?;
+        // What is kept before something is lost is kept at all events.
+        if kind == SnapshotKind::Kept || self.is_import() {
+            return Ok(());
+        }
+        let settings = *self.engine.settings.read();
+        let (manual, automatic) = self.count_snapshots();
+        let (words, count, limit) = match kind {
+            SnapshotKind::Automatic => {
+                // One more for a moment: what makes room for it goes after.
+                let limit = settings.max_automatic_snapshots.saturating_add(1);
+                ("automatic snapshots", automatic, limit)
+            }
+            _ => ("manual snapshots", manual, settings.max_manual_snapshots),
+        };
+        let quota = |words: &str, limit: u32| Error::Quota {
+            what: format!("{words} of disk {}", self.name()),
+            limit: limit.into(),
+        };
+        if count >= limit as usize {
+            return Err(quota(words, limit));
+        }
+        match settings.max_snapshots {
+            Some(limit) if kind == SnapshotKind::Manual && manual + automatic >= limit as usize => {
+                Err(quota("snapshots", limit))
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// Manual and automatic snapshots.
+    pub(crate) fn count_snapshots(&self) -> (usize, usize) {
+        let state = self.state.read();
+        let of = |kind: SnapshotKind| {
+            let snapshots = state.snapshots.iter();
+            snapshots.filter(|(_, one)| one.kind() == kind).count()
+        };
+        (of(SnapshotKind::Manual), of(SnapshotKind::Automatic))
+    }
+
+    /// Says so when a disk has just come near to what it may have.
+    fn warn_of_quota(&self, kind: SnapshotKind) {
+        let settings = *self.engine.settings.read();
+        let (manual, automatic) = self.count_snapshots();
+        let near = |count: usize, limit: u32| {
+            let begins = (u64::from(limit) * 9).div_ceil(10);
+            limit > 0 && count as u64 == begins
+        };
+        let (count, limit, words) = match kind {
+            SnapshotKind::Manual => (manual, settings.max_manual_snapshots, "manual"),
+            SnapshotKind::Automatic => (automatic, settings.max_automatic_snapshots, "automatic"),
+            SnapshotKind::Kept => return,
+        };
+        let both = settings
+            .max_snapshots
+            .filter(|limit| near(manual + automatic, *limit));
+        let reason = match both {
+            Some(limit) => format!("{} of {limit} snapshots", manual + automatic),
+            None if near(count, limit) => format!("{count} of {limit} {words} snapshots"),
+            None => return,
+        };
+        tracing::warn!("disk {}: {reason}", self.name());
+        let event = Event::new(What::QuotaNear).disk(self.name());
+        self.engine.events.note(event.reason(reason));
+    }
+
+    /// The state with one more snapshot, and that.
+    pub(crate) fn with_snapshot(
+        &self,
+        name: &str,
+        frozen: Frozen,
+        taking: &Taking,
+    ) -> (State, Arc<Snapshot>) {
         let mut next = self.state.read().clone();
-        let snapshot = Arc::new(Snapshot::new(
+        let mut snapshot = Snapshot::new(
             next.next_snapshot,
-            kind,
+            taking.kind,
             frozen.base,
             frozen.size,
             frozen.at_ns,
             frozen.owner,
-        ));
+        );
+        snapshot.group = taking.group;
+        snapshot.set_notes(Notes {
+            expires_ns: taking.expires_ns,
+            policy: taking.policy.clone(),
+            ..snapshot.notes()
+        });
+        let snapshot = Arc::new(snapshot);
         next.next_snapshot += 1;
+        if let Some(slot_ns) = taking.slot_ns {
+            next.slot_ns = Some(slot_ns);
+        }
         next.snapshots.push((name.to_owned(), snapshot.clone()));
+        (next, snapshot)
+    }
+
+    pub(crate) fn take(
+        &self,
+        meta: &Meta<'_>,
+        name: &str,
+        taking: &Taking,
+    ) -> Result<Arc<Snapshot>> {
+        self.check_quota(taking.kind)?;
+        let frozen = self.freeze(meta)?;
+        let (next, snapshot) = self.with_snapshot(name, frozen, taking);
         self.commit(meta, next)?;
+        self.note_taken(&snapshot, taking);
         Ok(snapshot)
+    }
+
+    pub(crate) fn note_taken(&self, snapshot: &Snapshot, taking: &Taking) {
+        if self.is_import() {
+            return;
+        }
+        let mut event = Event::new(What::Taken)
+            .disk(self.name())
+            .snapshot(snapshot.name())
+            .by(&taking.by)
+            .bytes(snapshot.size);
+        event.slot = taking.slot_ns.map(time::rfc3339);
+        self.engine.events.note(event);
+        self.engine.metrics.taken(taking.kind);
+        self.warn_of_quota(taking.kind);
+    }
+
+    /// Two steps of several disks' snapshot: durable, then visible.
+    pub(crate) fn write_next(
+        &self,
+        meta: &Meta<'_>,
+        mut next: State,
+    ) -> Result<(State, HashSet<LayerId>)> {
+        let named = self.write_manifest(meta, &mut next)?;
+        Ok((next, named))
+    }
+
+    /// Shows what [`Disk::write_next`] wrote.
+    pub(crate) fn show_next(&self, meta: &Meta<'_>, (next, named): (State, HashSet<LayerId>)) {
+        self.show(meta, next, named);
+    }
+
+    /// Whether a snapshot shows just what the live image shows.
+    pub(crate) fn is_unchanged(&self) -> bool {
+        let state = self.state.read().clone();
+        let Some(live) = &state.live else { return true };
+        if !live.head.is_untouched() {
+            return false;
+        }
+        let frozen = Frozen {
+            base: live.head.below(),
+            size: live.head.size(),
+            owner: live.owner,
+            at_ns: 0,
+        };
+        self.is_kept(&state, &frozen)
     }
 
     /// Notes when what is said of a snapshot changed, also in the manifest.
@@ -438,6 +668,18 @@ impl Disk {
         self.commit(meta, next)
     }
 
+    /// Forgets a snapshot that counts no more, whether or not its manifest
+    /// can say so by now.
+    pub(crate) fn forget_now(&self, meta: &Meta<'_>, name: &str) -> Result<()> {
+        let mut next = self.state.read().clone();
+        next.snapshots.retain(|(other, _)| other != name);
+        let shown = next.clone();
+        self.commit(meta, next).inspect_err(|_| {
+            let named = self.durable_layers();
+            self.show(meta, shown, named);
+        })
+    }
+
     pub(crate) fn set_snapshot_name(&self, meta: &Meta<'_>, from: &str, to: &str) -> Result<()> {
         let mut next = self.state.read().clone();
         for (name, _) in &mut next.snapshots {
@@ -450,17 +692,17 @@ impl Disk {
 
     pub(crate) fn count_snapshot_open(&self, number: u32) -> Result<Opened> {
         self.opens
-            .open(&[What::Snapshot(number)])
+            .open(&[Opening::Snapshot(number)])
             .ok_or(Error::Closing)
     }
 
     pub(crate) fn is_snapshot_open(&self, number: u32) -> bool {
-        self.opens.count(What::Snapshot(number)) > 0
+        self.opens.count(Opening::Snapshot(number)) > 0
     }
 
     /// Whether a snapshot is closed, after a wait for a close on its way.
     pub(crate) fn snapshot_settles_closed(&self, number: u32) -> bool {
-        self.opens.settles_at(What::Snapshot(number), 0)
+        self.opens.settles_at(Opening::Snapshot(number), 0)
     }
 
     /// Names of the images that are links to a snapshot.

@@ -62,6 +62,7 @@ impl Disk {
     /// The head, counted into.
     pub(super) fn enter(&self) -> Result<Entered> {
         self.check_poisoned()?;
+        let _gate = self.engine.gate.read();
         match &self.state.read().live {
             Some(live) => Ok(live.head.enter()),
             None if self.imported().is_some() => Err(Error::ReadOnly {

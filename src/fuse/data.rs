@@ -2,13 +2,13 @@
 //! the thread that took it, and goes to a pool if it would have to wait.
 
 use super::handle::Handle;
-use super::request::refused;
 use super::shared::Shared;
 use crate::disk::{Attempt, Disk, Seek, Source, Wait};
 use crate::error::{Error, Result};
 use fuser::{Errno, ReplyData, ReplyEmpty, ReplyLseek, ReplyWrite};
 use std::cell::RefCell;
 use std::sync::Arc;
+use std::time::Instant;
 
 thread_local! {
     /// Where a thread reads into; as large as its largest read so far (the
@@ -41,6 +41,7 @@ impl Handle {
                 into[..length].copy_from_slice(&rest[..length]);
                 Ok(Attempt::Done(length))
             }
+            Handle::Draft { draft, .. } => Ok(Attempt::Done(draft.read(offset, into))),
             Handle::Directory { .. } | Handle::Control(_) => Err(no_data()),
         }
     }
@@ -59,7 +60,7 @@ impl Handle {
                     Seek::Hole => end,
                 })))
             }
-            Handle::Directory { .. } | Handle::Control(_) => Err(no_data()),
+            Handle::Draft { .. } | Handle::Directory { .. } | Handle::Control(_) => Err(no_data()),
         }
     }
 
@@ -82,7 +83,7 @@ impl Handle {
             Handle::Snapshot { .. } | Handle::Info { .. } => Err(Error::ReadOnly {
                 what: self.to_string(),
             }),
-            Handle::Directory { .. } | Handle::Control(_) => Err(no_data()),
+            Handle::Draft { .. } | Handle::Directory { .. } | Handle::Control(_) => Err(no_data()),
         }
     }
 }
@@ -101,6 +102,7 @@ impl std::fmt::Display for Handle {
                 write!(f, "{}/.snapshots/{}/disk.img", disk.name(), snapshot.name())
             }
             Handle::Info { .. } => f.write_str("info.toml"),
+            Handle::Draft { node, tree, .. } => f.write_str(&tree.path(*node)),
             Handle::Directory { node, .. } => write!(f, "{node:?}"),
             Handle::Control(_) => f.write_str(".control"),
         }
@@ -109,39 +111,58 @@ impl std::fmt::Display for Handle {
 
 /// Reads and answers.
 pub fn read(shared: &Arc<Shared>, handle: Arc<Handle>, offset: u64, size: usize, reply: ReplyData) {
+    let began = Instant::now();
     if handle.import_to_finish().is_some() {
+        let this = shared.clone();
         shared.meta.run(move || {
+            let shared = this;
             let finished = match handle.import_to_finish() {
                 Some(disk) => disk.finish_import(),
                 None => Ok(()),
             };
             match finished {
-                Ok(()) => read_and_wait(&handle, offset, size, reply),
-                Err(error) => reply.error(refused("read", &*handle, &error)),
+                Ok(()) => read_and_wait(&shared, &handle, offset, size, began, reply),
+                Err(error) => reply.error(shared.refused("read", &*handle, &error)),
             }
         });
         return;
     }
     let reply = with_buffer(size, |buffer| {
         match handle.read(offset, buffer, Wait::No) {
-            Ok(Attempt::Done(length)) => reply.data(&buffer[..length]),
+            Ok(Attempt::Done(length)) => {
+                let counted = &shared.tree.store().metrics().reads;
+                counted.observe(began.elapsed(), length as u64);
+                reply.data(&buffer[..length]);
+            }
             Ok(Attempt::WouldBlock) => return Some(reply),
-            Err(error) => reply.error(refused("read", &*handle, &error)),
+            Err(error) => reply.error(shared.refused("read", &*handle, &error)),
         }
         None
     });
     if let Some(reply) = reply {
+        let this = shared.clone();
         shared
             .reads
-            .run(move || read_and_wait(&handle, offset, size, reply));
+            .run(move || read_and_wait(&this, &handle, offset, size, began, reply));
     }
 }
 
-fn read_and_wait(handle: &Handle, offset: u64, size: usize, reply: ReplyData) {
+fn read_and_wait(
+    shared: &Shared,
+    handle: &Handle,
+    offset: u64,
+    size: usize,
+    began: Instant,
+    reply: ReplyData,
+) {
     with_buffer(size, |buffer| {
         match handle.read(offset, buffer, Wait::Yes).map(Attempt::waited) {
-            Ok(length) => reply.data(&buffer[..length]),
-            Err(error) => reply.error(refused("read", handle, &error)),
+            Ok(length) => {
+                let counted = &shared.tree.store().metrics().reads;
+                counted.observe(began.elapsed(), length as u64);
+                reply.data(&buffer[..length]);
+            }
+            Err(error) => reply.error(shared.refused("read", handle, &error)),
         }
     });
 }
@@ -158,17 +179,28 @@ pub fn write(
 ) {
     // The kernel's requests are far below 4 GiB.
     let length = data.len() as u32;
+    if let Handle::Draft { node, draft, tree } = &*handle {
+        return match tree.write_draft(*node, draft, offset, data) {
+            Ok(()) => reply.written(length),
+            Err(error) => reply.error(shared.refused("write", &*handle, &error)),
+        };
+    }
     let disk = match handle.writable() {
         Ok(disk) => disk.clone(),
-        Err(error) => return reply.error(refused("write", &*handle, &error)),
+        Err(error) => return reply.error(shared.refused("write", &*handle, &error)),
+    };
+    let (this, began) = (shared.clone(), Instant::now());
+    let done = move |outcome: Result<()>| match outcome {
+        Ok(()) => {
+            let counted = &this.tree.store().metrics().writes;
+            counted.observe(began.elapsed(), length.into());
+            reply.written(length);
+        }
+        Err(error) => reply.error(this.refused("write", &*handle, &error)),
     };
     let answer = move |disk: &Arc<Disk>, outcome: Result<()>| match outcome {
-        Err(error) => reply.error(refused("write", &*handle, &error)),
-        Ok(()) if synchronous => disk.flush_async(Box::new(move |outcome| match outcome {
-            Ok(()) => reply.written(length),
-            Err(error) => reply.error(refused("write", &*handle, &error)),
-        })),
-        Ok(()) => reply.written(length),
+        Ok(()) if synchronous => disk.flush_async(Box::new(done)),
+        outcome => done(outcome),
     };
     match disk.write(offset, data, Wait::No) {
         Ok(Attempt::Done(())) => answer(&disk, Ok(())),
@@ -183,14 +215,29 @@ pub fn write(
     }
 }
 
+/// Answers a close: what was written may become a policy now.
+pub fn finish(shared: &Shared, handle: &Handle, reply: ReplyEmpty) {
+    match handle {
+        Handle::Draft { node, draft, tree } => match tree.finish_draft(*node, draft) {
+            Ok(()) => reply.ok(),
+            Err(error) => reply.error(shared.refused("close", handle, &error)),
+        },
+        _ => reply.ok(),
+    }
+}
+
 /// Answers when everything written so far is on disk.
-pub fn fsync(handle: Arc<Handle>, reply: ReplyEmpty) {
+pub fn fsync(shared: &Arc<Shared>, handle: Arc<Handle>, reply: ReplyEmpty) {
     match &*handle {
         Handle::Live { disk, .. } => {
-            let disk = disk.clone();
+            let (disk, shared, began) = (disk.clone(), shared.clone(), Instant::now());
             disk.flush_async(Box::new(move |outcome| match outcome {
-                Ok(()) => reply.ok(),
-                Err(error) => reply.error(refused("fsync", &*handle, &error)),
+                Ok(()) => {
+                    let counted = &shared.tree.store().metrics().syncs;
+                    counted.observe(began.elapsed(), 0);
+                    reply.ok();
+                }
+                Err(error) => reply.error(shared.refused("fsync", &*handle, &error)),
             }));
         }
         // What they show was on disk before it was shown.
@@ -212,7 +259,7 @@ pub fn fallocate(
     const ZERO: i32 = libc::FALLOC_FL_ZERO_RANGE;
     const ZERO_AND_KEEP: i32 = ZERO | KEEP;
     let refuse = |error: Error, reply: ReplyEmpty| {
-        reply.error(refused("fallocate", &*handle, &error));
+        reply.error(shared.refused("fallocate", &*handle, &error));
     };
     let disk = match handle.writable() {
         Ok(disk) => disk.clone(),
@@ -232,15 +279,17 @@ pub fn fallocate(
     }
     match mode {
         0 | KEEP => {
+            let this = shared.clone();
             shared
                 .meta
                 .run(move || match disk.allocate(offset, length, mode == KEEP) {
                     Ok(()) => reply.ok(),
-                    Err(error) => reply.error(refused("fallocate", &*handle, &error)),
+                    Err(error) => reply.error(this.refused("fallocate", &*handle, &error)),
                 });
         }
         PUNCH | ZERO | ZERO_AND_KEEP => {
             let extend = mode == ZERO;
+            let this = shared.clone();
             match disk.punch(offset, length, extend, Wait::No) {
                 Ok(Attempt::Done(())) => reply.ok(),
                 Err(error) => refuse(error, reply),
@@ -250,7 +299,7 @@ pub fn fallocate(
                         .map(Attempt::waited)
                     {
                         Ok(()) => reply.ok(),
-                        Err(error) => reply.error(refused("fallocate", &*handle, &error)),
+                        Err(error) => reply.error(this.refused("fallocate", &*handle, &error)),
                     }
                 }),
             }
@@ -281,25 +330,28 @@ pub fn lseek(
     let Ok(from) = u64::try_from(offset) else {
         return reply.error(Errno::ENXIO);
     };
-    fn answer(handle: &Handle, outcome: Result<Option<u64>>, reply: ReplyLseek) {
+    fn answer(shared: &Shared, handle: &Handle, outcome: Result<Option<u64>>, reply: ReplyLseek) {
         match outcome.map(|found| found.map(i64::try_from)) {
             Ok(Some(Ok(found))) => reply.offset(found),
             // Beyond the end, or no data up to it: not worth a line.
             Ok(_) => reply.error(Errno::ENXIO),
-            Err(error) => reply.error(refused("lseek", handle, &error)),
+            Err(error) => reply.error(shared.refused("lseek", handle, &error)),
         }
     }
     match handle.seek(from, what, Wait::No) {
-        Ok(Attempt::Done(found)) => answer(&handle, Ok(found), reply),
-        Err(error) => answer(&handle, Err(error), reply),
-        Ok(Attempt::WouldBlock) => shared.reads.run(move || {
-            let what = match whence {
-                libc::SEEK_DATA => Seek::Data,
-                _ => Seek::Hole,
-            };
-            let outcome = handle.seek(from, what, Wait::Yes).map(Attempt::waited);
-            answer(&handle, outcome, reply);
-        }),
+        Ok(Attempt::Done(found)) => answer(shared, &handle, Ok(found), reply),
+        Err(error) => answer(shared, &handle, Err(error), reply),
+        Ok(Attempt::WouldBlock) => {
+            let this = shared.clone();
+            shared.reads.run(move || {
+                let what = match whence {
+                    libc::SEEK_DATA => Seek::Data,
+                    _ => Seek::Hole,
+                };
+                let outcome = handle.seek(from, what, Wait::Yes).map(Attempt::waited);
+                answer(&this, &handle, outcome, reply);
+            })
+        }
     }
 }
 
@@ -315,6 +367,7 @@ pub fn copy(
 ) {
     // The answer has 32 bits; whoever wants more asks again.
     const MOST: u64 = (u32::MAX as u64) & !4095;
+    let this = shared.clone();
     shared.meta.run(move || {
         let outcome = (|| {
             let disk = target.writable()?;
@@ -337,7 +390,7 @@ pub fn copy(
         })();
         match outcome {
             Ok(copied) => reply.written(copied as u32),
-            Err(error) => reply.error(refused("copy_file_range", &*target, &error)),
+            Err(error) => reply.error(this.refused("copy_file_range", &*target, &error)),
         }
     });
 }

@@ -43,6 +43,27 @@ pub fn errno(error: &Error) -> Errno {
     }
 }
 
+/// The name of a number that [`errno`] gives.
+pub fn errno_name(number: Errno) -> &'static str {
+    match number.code() {
+        libc::EINVAL => "EINVAL",
+        libc::ENAMETOOLONG => "ENAMETOOLONG",
+        libc::EFBIG => "EFBIG",
+        libc::EEXIST => "EEXIST",
+        libc::ENOENT => "ENOENT",
+        libc::EDQUOT => "EDQUOT",
+        libc::EBUSY => "EBUSY",
+        libc::ENOTEMPTY => "ENOTEMPTY",
+        libc::EROFS => "EROFS",
+        libc::EPERM => "EPERM",
+        libc::EOPNOTSUPP => "EOPNOTSUPP",
+        libc::ENOSPC => "ENOSPC",
+        libc::EIO => "EIO",
+        libc::ESHUTDOWN => "ESHUTDOWN",
+        _ => "another error",
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -130,6 +151,7 @@ mod tests {
         ];
         for (error, expected) in table {
             assert_eq!(errno(&error), expected, "{error}");
+            assert!(errno_name(expected).starts_with('E'), "{error}");
         }
     }
 

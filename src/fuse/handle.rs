@@ -3,7 +3,8 @@
 use super::control::Conversation;
 use crate::disk::{Disk, Opened};
 use crate::snapshot::Snapshot;
-use crate::tree::{Listed, Node};
+use crate::tree::drafts::Draft;
+use crate::tree::{Listed, Node, Tree};
 use parking_lot::{Mutex, RwLock};
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -35,6 +36,15 @@ pub enum Handle {
     Info {
         /// The text.
         text: String,
+    },
+    /// A policy, or a scratch file beside one, for writing.
+    Draft {
+        /// Which.
+        node: Node,
+        /// What is written so far.
+        draft: Arc<Draft>,
+        /// Where it belongs.
+        tree: Arc<Tree>,
     },
     /// A directory.
     Directory {
@@ -91,6 +101,11 @@ impl Handles {
             }) if disk.is_import() => Some(disk.clone()),
             _ => None,
         };
+        if let Some(Handle::Draft { node, tree, .. }) = handle.as_deref()
+            && !self.has_draft(*node)
+        {
+            tree.release_draft(*node);
+        }
         drop(handle);
         if let Some(disk) = written_import {
             disk.released();
@@ -103,6 +118,13 @@ impl Handles {
             let handles = std::mem::take(&mut *shard.write());
             drop(handles);
         }
+    }
+
+    fn has_draft(&self, wanted: Node) -> bool {
+        let found = |handle: &Arc<Handle>| matches!(&**handle, Handle::Draft { node, .. } if *node == wanted);
+        self.shards
+            .iter()
+            .any(|shard| shard.read().values().any(found))
     }
 
     /// Whether `opener` has opened the live image of a disk for writing. An

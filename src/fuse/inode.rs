@@ -13,6 +13,7 @@
 //! the same number and a higher generation.
 
 use crate::tree::Node;
+use crate::tree::status::StatusFile;
 
 const ROOT: u64 = 1;
 const IMAGES: u64 = 2;
@@ -28,6 +29,25 @@ const SNAPSHOT: u64 = 8;
 const SNAPSHOT_IMAGE: u64 = 9;
 const SNAPSHOT_INFO: u64 = 10;
 const IMPORT: u64 = 11;
+/// Numbers of group and disk.
+const GROUP_MEMBER: u64 = 12;
+/// What has no part in a snapshot: four bits of the snapshot's number say
+/// what it is, the others number it.
+const OTHER: u64 = 13;
+
+const POLICIES: u32 = 0;
+const NAMED_POLICY: u32 = 1;
+const POLICY_FILE: u32 = 2;
+const POLICY_LINK: u32 = 3;
+const REJECTED: u32 = 4;
+const DRAFT: u32 = 5;
+const DRAFT_LINK: u32 = 6;
+const GROUPS: u32 = 7;
+const GROUP: u32 = 8;
+const STATUS: u32 = 9;
+const STATUS_FILE: u32 = 10;
+
+const OTHER_BITS: u32 = 24;
 
 const KIND_BITS: u32 = 4;
 const SNAPSHOT_BITS: u32 = 28;
@@ -43,6 +63,13 @@ pub fn number_of(node: Node) -> u64 {
         let snapshot = u64::from(snapshot & MAX_SNAPSHOT_NUMBER);
         u64::from(disk) << (SNAPSHOT_BITS + KIND_BITS) | snapshot << KIND_BITS | kind
     };
+    let other = |place: u32, what: u32, id: u32| {
+        number(
+            place,
+            what << OTHER_BITS | id & ((1 << OTHER_BITS) - 1),
+            OTHER,
+        )
+    };
     match node {
         Node::Root => ROOT,
         Node::Images => IMAGES,
@@ -55,6 +82,18 @@ pub fn number_of(node: Node) -> u64 {
         Node::SnapshotImage(disk, snapshot) => number(disk, snapshot, SNAPSHOT_IMAGE),
         Node::SnapshotInfo(disk, snapshot) => number(disk, snapshot, SNAPSHOT_INFO),
         Node::Import(disk) => number(disk, 0, IMPORT),
+        Node::Policies => other(0, POLICIES, 0),
+        Node::NamedPolicy(policy) => other(policy, NAMED_POLICY, 0),
+        Node::PolicyFile(disk) => other(disk, POLICY_FILE, 0),
+        Node::PolicyLink(disk) => other(disk, POLICY_LINK, 0),
+        Node::Rejected(place) => other(place, REJECTED, 0),
+        Node::Draft(place, draft) => other(place, DRAFT, draft),
+        Node::DraftLink(place, draft) => other(place, DRAFT_LINK, draft),
+        Node::Groups => other(0, GROUPS, 0),
+        Node::Group(group) => other(group, GROUP, 0),
+        Node::GroupMember(group, disk) => number(group, disk, GROUP_MEMBER),
+        Node::Status => other(0, STATUS, 0),
+        Node::StatusFile(file) => other(0, STATUS_FILE, file as u32),
     }
 }
 
@@ -75,6 +114,32 @@ pub fn node_of(number: u64) -> Option<Node> {
         (_, SNAPSHOT_IMAGE, _) => Some(Node::SnapshotImage(disk, snapshot)),
         (_, SNAPSHOT_INFO, _) => Some(Node::SnapshotInfo(disk, snapshot)),
         (_, IMPORT, 0) => Some(Node::Import(disk)),
+        (_, GROUP_MEMBER, _) if disk != 0 => Some(Node::GroupMember(disk, snapshot)),
+        (_, OTHER, _) => other_node(
+            disk,
+            snapshot >> OTHER_BITS,
+            snapshot & ((1 << OTHER_BITS) - 1),
+        ),
+        _ => None,
+    }
+}
+
+fn other_node(place: u32, what: u32, id: u32) -> Option<Node> {
+    match (what, place, id) {
+        (POLICIES, 0, 0) => Some(Node::Policies),
+        (NAMED_POLICY, _, 0) => Some(Node::NamedPolicy(place)),
+        (POLICY_FILE, _, 0) => Some(Node::PolicyFile(place)),
+        (POLICY_LINK, _, 0) => Some(Node::PolicyLink(place)),
+        (REJECTED, _, 0) => Some(Node::Rejected(place)),
+        (DRAFT, ..) => Some(Node::Draft(place, id)),
+        (DRAFT_LINK, ..) => Some(Node::DraftLink(place, id)),
+        (GROUPS, 0, 0) => Some(Node::Groups),
+        (GROUP, _, 0) => Some(Node::Group(place)),
+        (STATUS, 0, 0) => Some(Node::Status),
+        (STATUS_FILE, 0, _) => {
+            let mut files = StatusFile::ALL.into_iter();
+            files.find(|file| *file as u32 == id).map(Node::StatusFile)
+        }
         _ => None,
     }
 }
@@ -86,6 +151,12 @@ mod tests {
 
     fn some_nodes() -> Vec<Node> {
         let mut nodes = vec![Node::Root, Node::Images, Node::Control];
+        nodes.extend([Node::Policies, Node::Groups, Node::Status]);
+        nodes.extend(StatusFile::ALL.map(Node::StatusFile));
+        nodes.extend([
+            Node::GroupMember(1, 1),
+            Node::GroupMember(u32::MAX, 0x0fff_ffff),
+        ]);
         for disk in [0, 1, 2, 3, 4, 0x0fff_ffff, u32::MAX] {
             nodes.extend([
                 Node::Disk(disk),
@@ -93,6 +164,14 @@ mod tests {
                 Node::Snapshots(disk),
                 Node::Latest(disk),
                 Node::Import(disk),
+                Node::NamedPolicy(disk),
+                Node::PolicyFile(disk),
+                Node::PolicyLink(disk),
+                Node::Rejected(disk),
+                Node::Draft(disk, 0),
+                Node::Draft(disk, (1 << 24) - 1),
+                Node::DraftLink(disk, 7),
+                Node::Group(disk),
             ]);
             for snapshot in [0, 1, 2, MAX_SNAPSHOT_NUMBER] {
                 nodes.extend([

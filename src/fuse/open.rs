@@ -50,6 +50,41 @@ impl Shared {
                 // text may have another length by now.
                 Ok((Handle::Info { text }, FopenFlags::FOPEN_DIRECT_IO))
             }
+            Node::NamedPolicy(_) | Node::PolicyFile(_) | Node::Draft(..) if write => {
+                let draft = self.tree.open_draft(node)?;
+                let handle = Handle::Draft {
+                    node,
+                    draft,
+                    tree: self.tree.clone(),
+                };
+                Ok((handle, FopenFlags::FOPEN_DIRECT_IO))
+            }
+            Node::Draft(place, number) => {
+                let draft = self.tree.draft(place, number)?;
+                let mut bytes = vec![0; draft.len() as usize];
+                let len = draft.read(0, &mut bytes);
+                bytes.truncate(len);
+                let text = String::from_utf8_lossy(&bytes).into_owned();
+                Ok((Handle::Info { text }, FopenFlags::FOPEN_DIRECT_IO))
+            }
+            Node::NamedPolicy(_) | Node::PolicyFile(_) | Node::Rejected(_) => {
+                if write {
+                    return Err(Error::NotPermitted {
+                        what: "writing to a rejection".into(),
+                    });
+                }
+                let text = self.tree.text_of(node)?;
+                Ok((Handle::Info { text }, FopenFlags::FOPEN_DIRECT_IO))
+            }
+            Node::StatusFile(file) => {
+                if write {
+                    return Err(Error::ReadOnly {
+                        what: self.tree.path(node),
+                    });
+                }
+                let text = file.render(self.tree.store())?;
+                Ok((Handle::Info { text }, FopenFlags::FOPEN_DIRECT_IO))
+            }
             Node::Control => Ok((
                 Handle::Control(Arc::new(Conversation::default())),
                 FopenFlags::FOPEN_DIRECT_IO
@@ -61,7 +96,14 @@ impl Shared {
             | Node::Disk(_)
             | Node::Snapshots(_)
             | Node::Latest(_)
-            | Node::Snapshot(..) => Err(Error::InvalidArgument {
+            | Node::Snapshot(..)
+            | Node::Policies
+            | Node::PolicyLink(_)
+            | Node::DraftLink(..)
+            | Node::Groups
+            | Node::Group(_)
+            | Node::GroupMember(..)
+            | Node::Status => Err(Error::InvalidArgument {
                 what: "this is no file".into(),
             }),
         }

@@ -1,15 +1,12 @@
 //! Small things that every request needs: who asks, what is answered, what
 //! is logged.
 
-use super::errno::errno;
 use super::inode;
-use crate::error::Error;
 use crate::manifest::Owner;
 use crate::tree::{Attributes, Kind, Node};
 use fuser::{
     Errno, FileAttr, FileType, Generation, INodeNo, ReplyEntry, ReplyXattr, Request, TimeOrNow,
 };
-use std::fmt::Display;
 use std::fs;
 use std::time::{Duration, SystemTime};
 
@@ -23,12 +20,27 @@ pub fn is_image(node: Node) -> bool {
     )
 }
 
+/// Whether a node is a file of policies, which comes and goes by what is
+/// written to others.
+fn is_policy(node: Node) -> bool {
+    matches!(
+        node,
+        Node::NamedPolicy(_)
+            | Node::PolicyFile(_)
+            | Node::PolicyLink(_)
+            | Node::Rejected(_)
+            | Node::Draft(..)
+            | Node::DraftLink(..)
+    )
+}
+
 /// How long the kernel may believe a node's attributes without asking. What
 /// changes without a request through the mount is asked for each time, and
 /// so are images, since the answer depends on who asks (`cp.rs`).
 pub fn attributes_live(node: Node) -> Duration {
     match node {
-        Node::SnapshotInfo(..) | Node::Latest(_) => Duration::ZERO,
+        Node::SnapshotInfo(..) | Node::Latest(_) | Node::StatusFile(_) => Duration::ZERO,
+        node if is_policy(node) => Duration::ZERO,
         node if is_image(node) => Duration::ZERO,
         _ => SECOND,
     }
@@ -39,7 +51,8 @@ pub fn attributes_live(node: Node) -> Duration {
 /// new generation at once, whether or not the notification has got through.
 pub fn name_lives(node: Node) -> Duration {
     match node {
-        Node::Live(_) | Node::Latest(_) => Duration::ZERO,
+        Node::Live(_) | Node::Latest(_) | Node::Group(_) | Node::GroupMember(..) => Duration::ZERO,
+        node if is_policy(node) => Duration::ZERO,
         _ => SECOND,
     }
 }
@@ -110,13 +123,6 @@ pub fn time(given: TimeOrNow) -> SystemTime {
         TimeOrNow::SpecificTime(time) => time,
         TimeOrNow::Now => SystemTime::now(),
     }
-}
-
-/// Logs a refusal with its reason and returns its number.
-pub fn refused(operation: &str, on: impl Display, error: &Error) -> Errno {
-    let number = errno(error);
-    tracing::info!(operation, %on, errno = number.code(), reason = %error, "refused");
-    number
 }
 
 /// The process of a thread, both as the kernel numbers them in requests;

@@ -2,19 +2,23 @@
 
 use super::Adapter;
 use super::control::Verbs;
+use super::errno::{errno, errno_name};
 use super::handle::Handles;
 use super::inode;
-use super::request::{refused, reply_entry};
+use super::request::reply_entry;
 use crate::disk::{Attempt, Wait};
 use crate::error::{Error, Result};
+use crate::events::{Event, EventLog, What};
 use crate::pool::Pool;
 use crate::sandbox::Outside;
 use crate::store::Store;
 use crate::tree::attribute::Effect;
 use crate::tree::{Attributes, IMAGE_FILE, Node, Tree};
-use fuser::{INodeNo, Notifier, ReplyEntry};
+use fuser::{Errno, INodeNo, Notifier, ReplyEntry};
 use std::ffi::OsStr;
+use std::fmt::Display;
 use std::path::PathBuf;
+use std::sync::atomic::Ordering;
 use std::sync::{Arc, OnceLock};
 
 const READ_THREADS: usize = 4;
@@ -23,10 +27,11 @@ const META_THREADS: usize = 16;
 
 /// What the threads of a mount share.
 pub(super) struct Shared {
-    pub(super) tree: Tree,
+    pub(super) tree: Arc<Tree>,
     pub(super) mount_point: PathBuf,
     pub(super) handles: Handles,
     pub(super) verbs: Arc<dyn Verbs>,
+    pub(super) events: Arc<EventLog>,
     /// Looks at what a confined thread cannot see.
     pub(super) outside: Arc<Outside>,
     /// Reads, seeks and attributes that wait for packs.
@@ -52,7 +57,10 @@ impl Adapter {
         outside: Arc<Outside>,
     ) -> Adapter {
         Adapter(Arc::new(Shared {
-            tree: Tree::new(store, uid, gid, hide_snapshots),
+            events: store.events().clone(),
+            tree: Arc::new(
+                Tree::new(store, uid, gid, hide_snapshots).mounted_on(mount_point.clone()),
+            ),
             mount_point,
             handles: Handles::default(),
             verbs,
@@ -90,7 +98,7 @@ impl Adapter {
             Err(error) => then(&self.0, Err(error)),
             Ok(Attempt::WouldBlock) => {
                 let pool = match node {
-                    Node::SnapshotInfo(..) => &self.0.meta,
+                    Node::SnapshotInfo(..) | Node::StatusFile(_) => &self.0.meta,
                     _ => &self.0.reads,
                 };
                 let shared = self.shared();
@@ -114,6 +122,26 @@ impl Shared {
             Some(node) => self.tree.path(node),
             None => format!("inode {}", number.0),
         }
+    }
+
+    /// Logs a refusal with its reason, and returns its number.
+    pub(super) fn refused(&self, operation: &str, on: impl Display, error: &Error) -> Errno {
+        let number = errno(error);
+        let on = on.to_string();
+        let metrics = self.tree.store().metrics();
+        metrics.refusals.fetch_add(1, Ordering::Relaxed);
+        if number == Errno::EIO {
+            metrics.errors.fetch_add(1, Ordering::Relaxed);
+        }
+        tracing::info!(operation, on, errno = number.code(), reason = %error, "refused");
+        self.events.note(
+            Event::new(What::Refused)
+                .operation(operation)
+                .path(on)
+                .errno(errno_name(number))
+                .reason(error.to_string()),
+        );
+        number
     }
 
     /// The path of a name, for messages.
@@ -148,7 +176,7 @@ impl Shared {
             .and_then(|node| self.attributes(node));
         match made {
             Ok(made) => reply_entry(reply, &made),
-            Err(error) => reply.error(refused(operation, self.shown_in(parent, name), &error)),
+            Err(error) => reply.error(self.refused(operation, self.shown_in(parent, name), &error)),
         }
     }
 

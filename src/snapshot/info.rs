@@ -10,11 +10,13 @@ use std::collections::BTreeMap;
 
 /// The keys of `info.toml`, in its order.
 #[derive(Serialize)]
-struct Info {
+pub(crate) struct Info {
     id: String,
     disk_id: String,
     name: String,
     kind: &'static str,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    policy: Option<String>,
     state: &'static str,
     progress: u64,
     created: String,
@@ -33,8 +35,9 @@ struct Info {
 impl Snapshot {
     /// How much of its seal is done, in percent.
     fn progress(&self) -> u64 {
-        match self.base() {
-            Below::Layer(layer) => layer.seal_progress(),
+        match &*self.base.read() {
+            // What is sealed and no manifest says so yet is not ready.
+            Below::Layer(layer) => layer.seal_progress().min(99),
             _ => 100,
         }
     }
@@ -58,26 +61,35 @@ impl Disk {
                 Err(error) => return Err(error),
             },
         };
-        let notes = snapshot.notes();
         let info = Info {
-            id: snapshot.id.to_string(),
-            disk_id: self.id().to_string(),
-            name: snapshot.name(),
-            kind: snapshot.kind.as_str(),
-            state: snapshot.state(),
-            progress: snapshot.progress(),
-            created: snapshot.created_text(),
-            expires: notes.expires_ns.map(time::rfc3339),
-            size: snapshot.size,
             unique_bytes,
-            root: snapshot.root().map(|root| root.to_string()),
-            encrypted: false,
-            held_by: self.held_by(snapshot),
-            tags: notes.tags,
+            ..self.snapshot_facts(snapshot)
         };
         toml::to_string(&info).map_err(|error| Error::Damaged {
             what: format!("info.toml of {}", snapshot.name()),
             detail: error.to_string(),
         })
+    }
+
+    /// What is known of a snapshot without reading a map.
+    pub(crate) fn snapshot_facts(&self, snapshot: &Snapshot) -> Info {
+        let notes = snapshot.notes();
+        Info {
+            id: snapshot.id.to_string(),
+            disk_id: self.id().to_string(),
+            name: snapshot.name(),
+            kind: notes.kind.as_str(),
+            policy: notes.policy,
+            state: snapshot.state(),
+            progress: snapshot.progress(),
+            created: snapshot.created_text(),
+            expires: notes.expires_ns.map(time::rfc3339),
+            size: snapshot.size,
+            unique_bytes: None,
+            root: snapshot.root().map(|root| root.to_string()),
+            encrypted: false,
+            held_by: self.held_by(snapshot),
+            tags: notes.tags,
+        }
     }
 }

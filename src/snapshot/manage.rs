@@ -1,9 +1,10 @@
 //! What `mkdir`, `rmdir` and `mv` in `.snapshots` do.
 
-use super::Snapshot;
+use super::{Notes, Snapshot};
 use crate::disk::layer::Below;
-use crate::disk::{Attempt, Disk, Opened, SealTrouble, Seek, UNSEALED_MAX, Wait};
+use crate::disk::{Attempt, Disk, Opened, SealTrouble, Seek, Taking, UNSEALED_MAX, Wait};
 use crate::error::{Error, Result};
+use crate::events::{By, Event, What};
 use crate::manifest::SnapshotKind;
 use crate::name::SnapshotName;
 use crate::time;
@@ -39,6 +40,26 @@ impl Disk {
     /// Takes a snapshot; durable, with every layer below it, when this
     /// returns (invariant 2).
     pub fn take_snapshot(self: &Arc<Self>, name: SnapshotName) -> Result<Arc<Snapshot>> {
+        self.take_snapshot_as(name.as_str(), &Taking::manual(By::this_user()))
+    }
+
+    /// [`Disk::take_snapshot`] for somebody; the name is one that fits.
+    pub(crate) fn take_snapshot_as(
+        self: &Arc<Self>,
+        name: &str,
+        taking: &Taking,
+    ) -> Result<Arc<Snapshot>> {
+        self.prepare_to_take()?;
+        self.check_new_name(name)?;
+        let _settling = self.engine.settling.read();
+        let meta = self.lock_meta();
+        self.check_new_name(name)?;
+        self.take(&meta, name, taking)
+    }
+
+    /// What can be done before a snapshot so that it is short: checks that
+    /// there is room, waits for the sealer, pushes data out.
+    pub(crate) fn prepare_to_take(&self) -> Result<()> {
         self.engine.check_open()?;
         self.engine.capacity.has_room_for_work(0).and_then(|room| {
             if room {
@@ -47,17 +68,13 @@ impl Disk {
                 self.engine.capacity.check_write(1 << 20)
             }
         })?;
-        self.check_new_name(name.as_str())?;
         self.wait_for_sealer()?;
         if let Some(head) = self.head()
             && head.data_bytes() > PUSH_OUT
         {
             head.write_back()?;
         }
-        let _settling = self.engine.settling.read();
-        let meta = self.lock_meta();
-        self.check_new_name(name.as_str())?;
-        self.take(&meta, name.as_str(), SnapshotKind::Manual)
+        Ok(())
     }
 
     /// Waits while too many layers of this disk wait to be sealed. Nothing
@@ -99,7 +116,12 @@ impl Disk {
     /// Deletes a snapshot; durable when this returns. Its space comes back
     /// later.
     pub fn delete_snapshot(self: &Arc<Self>, name: &str) -> Result<()> {
-        self.delete_snapshot_if(name, &|_| true).map(drop)
+        self.delete_snapshot_by(name, &By::this_user())
+    }
+
+    /// [`Disk::delete_snapshot`] for somebody.
+    pub(crate) fn delete_snapshot_by(self: &Arc<Self>, name: &str, by: &By) -> Result<()> {
+        self.delete_snapshot_if(name, by, &|_| true).map(drop)
     }
 
     /// Deletes a snapshot if `check`, which is asked when nobody can change
@@ -107,6 +129,7 @@ impl Disk {
     pub(crate) fn delete_snapshot_if(
         self: &Arc<Self>,
         name: &str,
+        by: &By,
         check: &dyn Fn(&Snapshot) -> bool,
     ) -> Result<bool> {
         let number = self.find(name)?.number;
@@ -118,18 +141,19 @@ impl Disk {
         if !check(&snapshot) {
             return Ok(false);
         }
-        let mut by = self.held_by(&snapshot);
-        if !closed && by.is_empty() {
-            by.push("it is open, or mounted as a loop device".into());
+        let mut held = self.held_by(&snapshot);
+        if !closed && held.is_empty() {
+            held.push("it is open, or mounted as a loop device".into());
         }
-        if !by.is_empty() {
+        if !held.is_empty() {
             snapshot.touch();
             return Err(Error::Busy {
                 what: format!("snapshot {name} of {}", self.name()),
-                by,
+                by: held,
             });
         }
         self.forget_snapshot(&meta, name)?;
+        self.note_deleted(name, by);
         self.engine.work.raise(|work| {
             work.seal = true;
             work.collect = true;
@@ -137,7 +161,13 @@ impl Disk {
         Ok(true)
     }
 
-    /// Renames a snapshot; durable when this returns.
+    pub(crate) fn note_deleted(&self, name: &str, by: &By) {
+        let event = Event::new(What::Deleted).disk(self.name()).snapshot(name);
+        self.engine.events.note(event.by(by));
+    }
+
+    /// Renames a snapshot; durable when this returns. An automatic one is
+    /// manual from then on, and kept.
     pub fn rename_snapshot(&self, from: &str, to: SnapshotName) -> Result<()> {
         let _settling = self.engine.settling.read();
         let meta = self.lock_meta();
@@ -146,8 +176,24 @@ impl Disk {
             return Ok(());
         }
         self.check_new_name(to.as_str())?;
-        self.set_snapshot_name(&meta, from, to.as_str())?;
+        let before = snapshot.notes();
+        if before.kind == SnapshotKind::Automatic {
+            self.check_quota(SnapshotKind::Manual)?;
+            snapshot.set_notes(Notes {
+                kind: SnapshotKind::Manual,
+                expires_ns: None,
+                ..before.clone()
+            });
+        }
+        self.set_snapshot_name(&meta, from, to.as_str())
+            .inspect_err(|_| snapshot.set_notes(before))?;
         snapshot.touch();
+        let event = Event::new(What::Renamed)
+            .disk(self.name())
+            .snapshot(to.as_str());
+        self.engine
+            .events
+            .note(event.reason(format!("it was {from}")));
         Ok(())
     }
 

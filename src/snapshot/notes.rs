@@ -3,6 +3,7 @@
 use super::Snapshot;
 use crate::disk::Disk;
 use crate::error::{Error, Result};
+use crate::manifest::SnapshotKind;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
@@ -21,6 +22,10 @@ pub struct Notes {
     pub expires_ns: Option<i64>,
     /// By name, without the `user.` before it.
     pub tags: BTreeMap<String, String>,
+    /// Who wanted it.
+    pub kind: SnapshotKind,
+    /// The policy that took it, by name.
+    pub policy: Option<String>,
 }
 
 impl Notes {

@@ -1,16 +1,17 @@
 //! The threads that work in the background: the sealer, the flusher, the
-//! collector, the finisher of imports, and the one that deletes snapshots
-//! whose date has come. Each sleeps on `Engine::work` until there is
-//! something to do; an idle store wakes none of them but the last, once an
-//! hour to look at the clock.
+//! collector, the finisher of imports, the one that does what policies and
+//! dates want, and the one that writes events down. Each sleeps until there
+//! is something to do; an idle store wakes none of them but that for
+//! policies, once a minute to look at the clock, and the one that samples
+//! what is stored, once an hour.
 
-use super::expire::Clocks;
 use super::*;
 use crate::chunk::store::Batch;
 use crate::disk::SealTrouble;
 use crate::disk::layer::Layer;
 use crate::disk::sealed::SealedRoot;
 use crate::manifest::LayerId;
+use crate::policy::run::Clocks;
 use crate::progress::Quiet;
 use crate::snapshot::seal::SealPass;
 use crate::sys;
@@ -33,7 +34,7 @@ const PASS_BYTES: u64 = 1 << 30;
 const PASS_LAYERS: usize = 64;
 
 /// What a thread does until the store closes.
-type Body = fn(&Weak<Store>, &Engine);
+type Body = Box<dyn FnOnce(&Weak<Store>, &Engine) + Send>;
 
 /// What a round of the sealer came to.
 enum Round {
@@ -47,13 +48,23 @@ enum Round {
 
 impl Store {
     /// Starts the threads. They hold the store weakly: it ends them.
-    pub(super) fn start_background(self: &Arc<Self>) {
-        let bodies: [(&str, Body); 5] = [
-            ("sealer", seal_thread),
-            ("flusher", flush_thread),
-            ("collector", collect_thread),
-            ("finisher", finish_thread),
-            ("expirer", expire_thread),
+    pub(super) fn start_background(self: &Arc<Self>, clocks: Clocks) {
+        self.engine.events.note(Event::new(What::Opened));
+        let root = self.root.clone();
+        let bodies: [(&str, Body); 7] = [
+            (
+                "events",
+                Box::new(move |_, engine| engine.events.write_out(&root)),
+            ),
+            ("sampler", Box::new(sample_thread)),
+            ("sealer", Box::new(seal_thread)),
+            ("flusher", Box::new(flush_thread)),
+            ("collector", Box::new(collect_thread)),
+            ("finisher", Box::new(finish_thread)),
+            (
+                "policies",
+                Box::new(move |store, engine| policy_thread(store, engine, clocks)),
+            ),
         ];
         let mut threads = self.threads.lock();
         for (name, body) in bodies {
@@ -69,6 +80,10 @@ impl Store {
         }
         for disk in self.all_disks() {
             disk.released();
+        }
+        for damage in &*self.damage.lock() {
+            let event = Event::new(What::Damage).reason(&damage.text);
+            self.engine.events.note(event);
         }
         self.engine.work.raise(|work| work.seal = true);
     }
@@ -144,6 +159,11 @@ impl Store {
                     ) => {
                         // Its blocks stay where they are and can be read.
                         tracing::error!("layer {} cannot be sealed: {error}", layer.id);
+                        self.engine.events.note(
+                            Event::new(What::Damage)
+                                .disk(disk.name())
+                                .reason(format!("layer {} cannot be sealed: {error}", layer.id)),
+                        );
                         let _ = layer.unsealable.set(error.to_string());
                     }
                     Err(error) => return Err(error),
@@ -169,10 +189,11 @@ impl Store {
             sealed.map(|layer| layer.id).collect()
         };
         for disk in self.all_disks() {
-            disk.settle();
             if !disk.durable_layers().is_disjoint(&sealed) {
                 disk.publish()?;
             }
+            // Only now snapshots are ready.
+            disk.settle();
         }
         Ok(())
     }
@@ -218,6 +239,31 @@ impl Store {
             self.engine.layers.lock().remove(&layer.id);
         }
         Ok(true)
+    }
+
+    pub(crate) fn note_collected(&self, report: &crate::gc::GcReport) {
+        let (freed, metrics) = (report.freed_bytes, &self.engine.metrics);
+        metrics.freed_bytes.fetch_add(freed, Ordering::Relaxed);
+        let event = Event::new(What::GcDone).bytes(freed);
+        self.engine.events.note(event.reason(report.to_string()));
+    }
+
+    /// Says once when the store's filesystem has become nearly full.
+    pub(crate) fn look_at_space(&self) {
+        let Ok(space) = self.space() else { return };
+        let low = space.is_low();
+        if low && !self.space_low.swap(low, Ordering::Relaxed) {
+            tracing::warn!(
+                "the store is nearly full: {} bytes are left",
+                space.free_bytes
+            );
+            let event = Event::new(What::SpaceLow).bytes(space.free_bytes);
+            self.engine
+                .events
+                .note(event.reason("the store's filesystem is nearly full"));
+        } else if !low {
+            self.space_low.store(false, Ordering::Relaxed);
+        }
     }
 
     /// Syncs every head that has something to sync.
@@ -285,6 +331,10 @@ fn seal_thread(store: &Weak<Store>, engine: &Engine) {
             Err(error) if error.is_no_space() => {
                 if engine.seal_trouble.lock().is_none() {
                     tracing::warn!("sealing waits for room: {error}");
+                    let reason = format!("sealing waits for room: {error}");
+                    engine
+                        .events
+                        .note(Event::new(What::SpaceLow).reason(reason));
                 }
                 *engine.seal_trouble.lock() = Some(SealTrouble::NoSpace);
                 engine.work.raise(|_| ());
@@ -293,6 +343,8 @@ fn seal_thread(store: &Weak<Store>, engine: &Engine) {
             Err(error) => {
                 // Nothing was lost: what is not sealed stays in its layer.
                 tracing::error!("sealing has stopped: {error}");
+                let event = Event::new(What::Stopped).reason(format!("sealing: {error}"));
+                engine.events.note(event);
                 *engine.seal_trouble.lock() = Some(SealTrouble::Stopped(error.to_string()));
                 engine.work.raise(|_| ());
             }
@@ -352,12 +404,11 @@ fn finish_thread(store: &Weak<Store>, engine: &Engine) {
     }
 }
 
-fn expire_thread(store: &Weak<Store>, engine: &Engine) {
-    let mut clocks = Clocks::new(crate::time::now_ns(), Instant::now());
+fn policy_thread(store: &Weak<Store>, engine: &Engine, mut clocks: Clocks) {
     loop {
         let wait = {
             let Some(store) = store.upgrade() else { return };
-            store.expire(&mut clocks)
+            store.look_after(&mut clocks)
         };
         let until = Instant::now() + wait;
         let mut work = engine.work.work.lock();
@@ -372,6 +423,25 @@ fn expire_thread(store: &Weak<Store>, engine: &Engine) {
         work.expire = false;
         if engine.closing.load(Ordering::SeqCst) {
             return;
+        }
+    }
+}
+
+fn sample_thread(store: &Weak<Store>, engine: &Engine) {
+    loop {
+        let wait = {
+            let Some(store) = store.upgrade() else { return };
+            store.sample()
+        };
+        let until = Instant::now() + wait;
+        let mut work = engine.work.work.lock();
+        loop {
+            if engine.closing.load(Ordering::SeqCst) {
+                return;
+            }
+            if engine.work.changed.wait_until(&mut work, until).timed_out() {
+                break;
+            }
         }
     }
 }
@@ -402,11 +472,16 @@ fn collect_thread(store: &Weak<Store>, engine: &Engine) {
         match store.gc(false, &Quiet) {
             Ok(report) => {
                 tracing::info!("space: {report}");
+                store.note_collected(&report);
                 let protected = report.packs_protected > 0;
                 engine.work.raise(|work| work.collect_sealed |= protected);
             }
             Err(Error::Closing) => return,
-            Err(error) => tracing::error!("no space is won back: {error}"),
+            Err(error) => {
+                tracing::error!("no space is won back: {error}");
+                let event = Event::new(What::GcFailed).reason(error.to_string());
+                engine.events.note(event);
+            }
         }
         // Sealing may have waited for room.
         engine.work.raise(|work| work.seal = true);

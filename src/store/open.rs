@@ -6,10 +6,11 @@ use crate::chunk::store as chunk_store;
 use crate::disk::sealed::Sealed;
 use crate::disk::{Signal, layer};
 use crate::pack::{self, PackName};
+use crate::policy::run::Clocks;
 use crate::pool::Pool;
 use crate::recover;
 use std::collections::HashMap;
-use std::sync::atomic::AtomicBool;
+use std::time::Instant;
 
 /// Threads that answer fsyncs: at most one a disk is busy at a time.
 const FLUSH_THREADS: usize = 8;
@@ -73,7 +74,9 @@ impl Store {
             read => read?,
         };
         // Names made in this run are told from those of every other.
+        let (seen_ns, now_ns) = (catalogue.seen_ns, crate::time::now_ns());
         catalogue.epoch = catalogue.epoch.saturating_add(1);
+        catalogue.seen_ns = now_ns;
         catalogue.sequence += 1;
         catalogue.store = Some(header.store);
         manifests.replace(&catalogue)?;
@@ -114,6 +117,10 @@ impl Store {
             settling: RwLock::default(),
             work: Signal::default(),
             seal_trouble: Mutex::default(),
+            events: Arc::new(EventLog::open(root)),
+            metrics: Metrics::default(),
+            settings: RwLock::new(catalogue.settings),
+            gate: RwLock::default(),
             flushes: Pool::new("flush", FLUSH_THREADS),
             dirty: AtomicBool::new(false),
             closing: AtomicBool::new(false),
@@ -140,13 +147,17 @@ impl Store {
             naming: Mutex::default(),
             catalogue: Mutex::new(catalogue),
             disks: RwLock::new(disks),
+            policies: Mutex::new(recovered.policies),
+            groups: Mutex::new(recovered.groups),
             threads: Mutex::default(),
             lock: Mutex::default(),
             publishing: Mutex::default(),
             collecting: Mutex::default(),
+            history: History::open(root),
+            space_low: AtomicBool::new(false),
             damage: Mutex::new(recovered.damage),
         });
-        store.start_background();
+        store.start_background(Clocks::new(seen_ns, now_ns, Instant::now()));
         Ok(store)
     }
 
@@ -158,6 +169,8 @@ impl Store {
         }
         // Under the lock, or a thread that is about to sleep misses it.
         self.engine.work.raise(|_| ());
+        self.engine.events.note(Event::new(What::Closed));
+        self.engine.events.close();
         let this = std::thread::current().id();
         for thread in std::mem::take(&mut *self.threads.lock()) {
             // The last holder of the store may be one of them.
@@ -201,6 +214,7 @@ impl Store {
         self.engine.manifests.check_known()?;
         let mut catalogue = self.lock_catalogue();
         let mut next = catalogue.clone();
+        next.seen_ns = crate::time::now_ns();
         let layers = self.engine.layers.lock();
         next.log_ends.retain(|id, _| layers.contains_key(id));
         for layer in layers.values().filter(|layer| layer.broken().is_none()) {

@@ -49,7 +49,6 @@ impl Store {
     /// The store in numbers.
     pub fn status(&self) -> Result<Status> {
         let stats = self.chunks().stats();
-        let space = self.space()?;
         let disks = self.all_disks();
         let mut attention: Vec<String> = {
             let damage = self.damage.lock();
@@ -61,7 +60,20 @@ impl Store {
                 "{apart} damaged packs are set apart: `snapdisk verify --repair` says of what"
             ));
         }
+        attention.extend(self.attention_of_policies(&disks));
+        let space = self.space()?;
+        if space.is_low() {
+            attention.push(format!(
+                "the store's filesystem is nearly full: {} MiB are left",
+                space.free_bytes >> 20
+            ));
+        }
         for disk in &disks {
+            for snapshot in disk.list_snapshots() {
+                if snapshot.state() == "damaged" {
+                    attention.push(format!("{} is damaged", disk.label_of(&snapshot)));
+                }
+            }
             if let Some(cause) = disk.poisoned() {
                 attention.push(format!("disk {} answers errors: {cause}", disk.name()));
             }
@@ -105,6 +117,58 @@ impl Store {
         })
     }
 
+    /// What needs attention of policies and quotas, in words.
+    fn attention_of_policies(&self, disks: &[Arc<Disk>]) -> Vec<String> {
+        let settings = self.settings();
+        let mut attention = Vec::new();
+        for disk in disks.iter().filter(|disk| !disk.is_import()) {
+            let name = disk.name();
+            let (manual, automatic) = disk.count_snapshots();
+            let near =
+                |count: usize, limit: u32| limit > 0 && count as u64 * 10 >= u64::from(limit) * 9;
+            if near(manual, settings.max_manual_snapshots) {
+                attention.push(format!(
+                    "disk {name} has {manual} of {} manual snapshots",
+                    settings.max_manual_snapshots
+                ));
+            }
+            if let Some(limit) = settings.max_snapshots
+                && near(manual + automatic, limit)
+            {
+                let count = manual + automatic;
+                attention.push(format!("disk {name} has {count} of {limit} snapshots"));
+            }
+            let Some(in_force) = self.policy_of(disk) else {
+                continue;
+            };
+            match &in_force.policy {
+                Err(why) => attention.push(format!(
+                    "the policy {} of disk {name} cannot be used: {why}",
+                    in_force.label()
+                )),
+                Ok(policy) => {
+                    let newest = disk.list_snapshots().into_iter().rev();
+                    let newest = newest
+                        .filter(|one| one.kind() == manifest::SnapshotKind::Automatic)
+                        .map(|one| one.created_ns)
+                        .next();
+                    // Two slots that passed without one, and without a reason
+                    // that the policy gives.
+                    let since = newest.unwrap_or(in_force.since_ns).max(in_force.since_ns);
+                    let passed = policy.slots(since, time::now_ns(), 3);
+                    if !policy.skip_unchanged && passed.len() >= 2 {
+                        attention.push(format!(
+                            "disk {name} had no automatic snapshot since {}: `snapdisk events` \
+                             says why",
+                            time::rfc3339(since)
+                        ));
+                    }
+                }
+            }
+        }
+        attention
+    }
+
     /// Reads every manifest that the catalogue lists again; answers what is
     /// wrong with them, in words.
     pub(crate) fn check_manifests(&self, count: &mut u64) -> Result<Vec<String>> {
@@ -118,6 +182,8 @@ impl Store {
             wrong.extend(match kind {
                 EntryKind::Disk => manifests.check::<DiskRecord>(&key)?,
                 EntryKind::Link => manifests.check::<LinkRecord>(&key)?,
+                EntryKind::Policy => manifests.check::<PolicyRecord>(&key)?,
+                EntryKind::Group => manifests.check::<GroupRecord>(&key)?,
             });
             *count += 1;
         }

@@ -1,9 +1,13 @@
 //! What `mkdir`, `rmdir`, `rm`, `mv`, `ln`, `chmod` and `truncate` mean
 //! where. All of it may wait for disks; what has returned is durable.
 
-use super::{IMAGE_FILE, IMAGES, LATEST, Node, SNAPSHOTS, Tree};
-use crate::disk::AttributeChange;
+use super::drafts::{self, place_of};
+use super::{
+    CONTROL, IMAGE_FILE, IMAGES, LATEST, Node, POLICIES_DIRECTORY, SNAPSHOTS, STATUS, Tree,
+};
+use crate::disk::{AttributeChange, Taking};
 use crate::error::{Error, Result};
+use crate::events::By;
 use crate::manifest::Owner;
 use crate::name::{DiskName, ImageName, NAME_BYTES, SnapshotName};
 use std::ffi::OsStr;
@@ -28,8 +32,25 @@ pub struct Change {
     pub size: Option<u64>,
 }
 
+/// Who asks.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Caller {
+    /// The process.
+    pub process: u32,
+    /// The user.
+    pub user: u32,
+}
+
+/// Names in the top that no disk has, and that are there in every store.
+const FIXED: [&str; 5] = [IMAGES, POLICIES_DIRECTORY, SNAPSHOTS, STATUS, CONTROL];
+
+fn is_fixed(name: &OsStr) -> bool {
+    FIXED.iter().any(|fixed| name == *fixed)
+}
+
 impl Tree {
-    /// `mkdir`: in the top a disk, in `.snapshots` a snapshot.
+    /// `mkdir`: in the top a disk, in `.snapshots` a snapshot, in the top's
+    /// `.snapshots` one of every disk.
     pub fn make_directory(&self, parent: Node, name: &OsStr, owner: Owner) -> Result<Node> {
         match parent {
             Node::Root => {
@@ -41,8 +62,17 @@ impl Tree {
             }
             Node::Snapshots(number) => {
                 let name = SnapshotName::parse_manual(name)?;
-                let snapshot = self.disk(number)?.take_snapshot(name)?;
+                self.check_no_draft(number, &name)?;
+                let taking = Taking::manual(By::User(owner.uid));
+                let disk = self.disk(number)?;
+                let snapshot = disk.take_snapshot_as(name.as_str(), &taking)?;
                 Ok(Node::Snapshot(number, snapshot.number()))
+            }
+            Node::Groups => {
+                let name = SnapshotName::parse_manual(name)?;
+                let owner = masked(owner, DIRECTORY_MODE);
+                let group = self.store.take_group(name, None, owner)?;
+                Ok(Node::Group(group.record.number))
             }
             Node::Disk(_) => {
                 checked_length(name)?;
@@ -53,10 +83,24 @@ impl Tree {
     }
 
     /// `rmdir`: deletes a disk that has nothing in it, or a snapshot, unless
-    /// `process` has just tried to empty that snapshot.
-    pub fn remove_directory(&self, parent: Node, name: &OsStr, process: u32) -> Result<()> {
+    /// the same process has just tried to empty that snapshot.
+    pub fn remove_directory(&self, parent: Node, name: &OsStr, caller: Caller) -> Result<()> {
+        let by = By::User(caller.user);
         match parent {
-            Node::Root if name != IMAGES => {
+            Node::Groups => {
+                let name = text(name, "group")?;
+                let group = self.store.group(name);
+                if let Some(group) = group
+                    && self.guard.has(
+                        (caller.process, GROUPS, group.record.number),
+                        Instant::now(),
+                    )
+                {
+                    return Err(emptied(&format!("the group {name:?}")));
+                }
+                self.store.delete_group(name, &by)
+            }
+            Node::Root if !is_fixed(name) => {
                 self.store.remove_disk(text(name, "disk")?)?;
                 self.touch_root();
                 Ok(())
@@ -77,16 +121,11 @@ impl Tree {
                 if let Some(snapshot) = disk.snapshot(text)
                     && self
                         .guard
-                        .has((process, number, snapshot.number()), Instant::now())
+                        .has((caller.process, number, snapshot.number()), Instant::now())
                 {
-                    return Err(Error::NotEmpty {
-                        what: format!("the snapshot {text:?}"),
-                        content: "its disk.img, which the same process has just tried to \
-                                  unlink; rmdir alone deletes a snapshot"
-                            .into(),
-                    });
+                    return Err(emptied(&format!("the snapshot {text:?}")));
                 }
-                disk.delete_snapshot(text)
+                disk.delete_snapshot_by(text, &by)
             }
             _ => self.nothing_here(parent, name, "removing this directory"),
         }
@@ -114,7 +153,29 @@ impl Tree {
                 self.touch_images();
                 Ok(Node::Import(disk.number()))
             }
-            _ => self.nothing_here(parent, name, "a file of this name there"),
+            _ => match place_of(parent) {
+                Some(place) => self.make_draft(place, written(name)?, owner),
+                None => self.nothing_here(parent, name, "a file of this name there"),
+            },
+        }
+    }
+
+    /// `symlink`: attaches a named policy.
+    pub fn make_symbolic_link(
+        &self,
+        parent: Node,
+        name: &OsStr,
+        target: &OsStr,
+        owner: Owner,
+    ) -> Result<Node> {
+        match place_of(parent) {
+            Some(_) => {
+                let target = target.to_str().ok_or_else(|| Error::InvalidArgument {
+                    what: "a link to a path that is not UTF-8".into(),
+                })?;
+                self.make_link(parent, written(name)?, target, owner)
+            }
+            None => self.make_other(parent, name),
         }
     }
 
@@ -125,8 +186,8 @@ impl Tree {
     }
 
     /// `unlink`: drops a live image or an image. In a snapshot it is
-    /// refused, and `process` is remembered.
-    pub fn remove_file(&self, parent: Node, name: &OsStr, process: u32) -> Result<()> {
+    /// refused, and the caller is remembered.
+    pub fn remove_file(&self, parent: Node, name: &OsStr, caller: Caller) -> Result<()> {
         match parent {
             Node::Disk(number) if name == IMAGE_FILE => self.disk(number)?.drop_image(),
             Node::Images => {
@@ -135,10 +196,24 @@ impl Tree {
                 Ok(())
             }
             Node::Snapshot(disk, snapshot) => {
-                self.guard.note((process, disk, snapshot), Instant::now());
+                let who = (caller.process, disk, snapshot);
+                self.guard.note(who, Instant::now());
                 self.nothing_here(parent, name, "unlinking in a snapshot")
             }
-            _ => self.nothing_here(parent, name, "unlinking this"),
+            Node::Group(group) => {
+                let who = (caller.process, GROUPS, group);
+                self.guard.note(who, Instant::now());
+                self.nothing_here(parent, name, "unlinking in a group")
+            }
+            _ => match place_of(parent) {
+                Some(place) if self.is_draft(place, name) => {
+                    self.remove_draft(place, text(name, "file")?)
+                }
+                Some(_) if self.find(parent, name).is_err() => {
+                    Err(super::missing("file", name.to_string_lossy()))
+                }
+                _ => self.nothing_here(parent, name, "unlinking this"),
+            },
         }
     }
 
@@ -162,16 +237,30 @@ impl Tree {
             return Err(stray("renaming across directories"));
         }
         match parent {
-            Node::Root if name != IMAGES && name != super::CONTROL => {
+            Node::Root if !is_fixed(name) => {
                 let from = text(name, "disk")?;
                 // A disk is never replaced, whether or not that was asked.
                 self.store.rename_disk(from, DiskName::parse(new_name)?)?;
                 self.touch_root();
                 Ok(())
             }
+            Node::Snapshots(number) if self.is_draft(number, name) => {
+                let (from, to) = (text(name, "file")?, written(new_name)?);
+                self.rename_draft(number, from, to, no_replace)
+            }
+            Node::Policies => {
+                let (from, to) = (text(name, "policy")?, written(new_name)?);
+                self.rename_draft(drafts::POLICIES, from, to, no_replace)
+            }
+            Node::Groups => {
+                let from = text(name, "group")?;
+                let to = SnapshotName::parse_manual(new_name)?;
+                self.store.rename_group(from, to)
+            }
             Node::Snapshots(number) if name != LATEST => {
                 let from = text(name, "snapshot")?;
                 let to = SnapshotName::parse_manual(new_name)?;
+                self.check_no_draft(number, &to)?;
                 self.disk(number)?.rename_snapshot(from, to)
             }
             Node::Images => {
@@ -233,16 +322,37 @@ impl Tree {
                     .set_attributes(attributes(DIRECTORY_MODE)),
                 false => Ok(()),
             },
-            Node::Snapshot(..) | Node::SnapshotImage(..) | Node::SnapshotInfo(..) => {
-                Err(Error::ReadOnly {
-                    what: "a snapshot".into(),
-                })
+            Node::Snapshot(..)
+            | Node::SnapshotImage(..)
+            | Node::SnapshotInfo(..)
+            | Node::Group(_)
+            | Node::GroupMember(..) => Err(Error::ReadOnly {
+                what: "a snapshot".into(),
+            }),
+            Node::Status | Node::StatusFile(_) => Err(status_read_only()),
+            Node::NamedPolicy(_)
+            | Node::PolicyFile(_)
+            | Node::PolicyLink(_)
+            | Node::Draft(..)
+            | Node::DraftLink(..) => {
+                if let Some(size) = change.size {
+                    self.cut_policy(node, size)?;
+                }
+                match any {
+                    true => self.change_policy(node, &change),
+                    false => Ok(()),
+                }
             }
             // Opening it for a request may come with O_TRUNC.
             Node::Control if !any => Ok(()),
-            Node::Root | Node::Images | Node::Control | Node::Snapshots(_) | Node::Latest(_) => {
-                Err(stray("changing the attributes of what every store has"))
-            }
+            Node::Root
+            | Node::Images
+            | Node::Control
+            | Node::Snapshots(_)
+            | Node::Latest(_)
+            | Node::Policies
+            | Node::Groups
+            | Node::Rejected(_) => Err(stray("changing the attributes of what every store has")),
         }
     }
 
@@ -250,9 +360,10 @@ impl Tree {
     fn nothing_here<T>(&self, parent: Node, name: &OsStr, what: &str) -> Result<T> {
         checked_length(name)?;
         match parent {
-            Node::Snapshot(..) => Err(Error::ReadOnly {
+            Node::Snapshot(..) | Node::Group(_) => Err(Error::ReadOnly {
                 what: "a snapshot".into(),
             }),
+            Node::Status => Err(status_read_only()),
             _ => Err(stray(what)),
         }
     }
@@ -271,6 +382,31 @@ fn masked(owner: Owner, mask: u32) -> Owner {
         mode: owner.mode & mask,
         ..owner
     }
+}
+
+/// In the guard, in a disk's place: what follows is a group's number.
+const GROUPS: u32 = u32::MAX;
+
+fn status_read_only() -> Error {
+    Error::ReadOnly {
+        what: STATUS.into(),
+    }
+}
+
+fn emptied(what: &str) -> Error {
+    Error::NotEmpty {
+        what: what.to_owned(),
+        content: "what the same process has just tried to unlink; rmdir alone deletes it".into(),
+    }
+}
+
+/// A name that is going to be given to a file of policies.
+fn written(name: &OsStr) -> Result<&str> {
+    checked_length(name)?;
+    name.to_str().ok_or_else(|| Error::NameInvalid {
+        name: name.to_string_lossy().into_owned(),
+        reason: "it is not UTF-8",
+    })
 }
 
 fn stray(what: &str) -> Error {

@@ -1,4 +1,4 @@
-use super::change::Change;
+use super::change::{Caller, Change};
 use super::*;
 use crate::progress::Quiet;
 use crate::store::{InitOptions, Options, init};
@@ -11,6 +11,10 @@ const OWNER: Owner = Owner {
 };
 /// A process that has done nothing yet.
 const NEWCOMER: u32 = 1;
+
+fn caller(process: u32) -> Caller {
+    Caller { process, user: 0 }
+}
 
 struct Fixture {
     tree: Tree,
@@ -62,7 +66,18 @@ fn what_is_made_is_found_and_listed_under_its_name() -> Result<()> {
     let fixture = fixture();
     let tree = &fixture.tree;
     let (disk, snapshot) = with_snapshot(tree)?;
-    assert_eq!(names(tree, Node::Root)?, [".", "..", ".images", "web"]);
+    assert_eq!(
+        names(tree, Node::Root)?,
+        [
+            ".",
+            "..",
+            ".images",
+            ".policies",
+            ".snapshots",
+            ".status",
+            "web"
+        ]
+    );
     assert_eq!(
         names(tree, Node::Disk(disk))?,
         [".", "..", "disk.img", ".snapshots"]
@@ -136,14 +151,14 @@ fn stray_things_mean_nothing() -> Result<()> {
         tree.make_directory(Node::Images, name, OWNER).err(),
         tree.make_file(Node::Root, name, OWNER).err(),
         tree.make_file(Node::Disk(disk), name, OWNER).err(),
-        tree.make_file(Node::Snapshots(disk), name, OWNER).err(),
+        tree.make_other(Node::Snapshots(disk), name).err(),
         tree.make_other(Node::Disk(disk), IMAGE_FILE.as_ref()).err(),
         tree.link(Node::Live(disk), Node::Images, name).err(),
         tree.link(Node::SnapshotImage(disk, snapshot), Node::Disk(disk), name)
             .err(),
-        tree.remove_file(Node::Snapshots(disk), LATEST.as_ref(), NEWCOMER)
+        tree.remove_file(Node::Snapshots(disk), LATEST.as_ref(), caller(NEWCOMER))
             .err(),
-        tree.remove_directory(Node::Root, IMAGES.as_ref(), NEWCOMER)
+        tree.remove_directory(Node::Root, IMAGES.as_ref(), caller(NEWCOMER))
             .err(),
     ];
     let renames = [
@@ -195,7 +210,8 @@ fn nothing_in_a_snapshot_can_be_changed() -> Result<()> {
         tree.make_directory(inside, name, OWNER).err(),
         tree.make_file(inside, IMAGE_FILE.as_ref(), OWNER).err(),
         tree.make_other(inside, name).err(),
-        tree.remove_file(inside, IMAGE_FILE.as_ref(), 4242).err(),
+        tree.remove_file(inside, IMAGE_FILE.as_ref(), caller(4242))
+            .err(),
         tree.rename(inside, IMAGE_FILE.as_ref(), inside, name, false)
             .err(),
         tree.rename(
@@ -222,8 +238,8 @@ fn nothing_in_a_snapshot_can_be_changed() -> Result<()> {
     }
     // The process that unlinked in there does not get to delete it.
     let remove = |process| tree.remove_directory(Node::Snapshots(disk), "first".as_ref(), process);
-    assert!(matches!(remove(4242), Err(Error::NotEmpty { .. })));
-    assert!(remove(NEWCOMER).is_ok());
+    assert!(matches!(remove(caller(4242)), Err(Error::NotEmpty { .. })));
+    assert!(remove(caller(NEWCOMER)).is_ok());
     assert!(matches!(
         tree.attributes(inside, Wait::Yes),
         Err(Error::Missing { .. })

@@ -1,0 +1,136 @@
+//! Holding the filesystems still that are mounted from a disk's image, while
+//! a snapshot is taken, so that it mounts without recovery.
+//!
+//! A filesystem that stayed frozen would stop whoever writes to it for good.
+//! So another process thaws them, when this one says so or ends, however it
+//! ends.
+
+use super::failure::Failure;
+use crate::sys::{self, Forked};
+use crate::tree::IMAGE_FILE;
+use std::fs::{self, File};
+use std::io::{self, Read};
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+
+/// Filesystems that are frozen; dropping it thaws them.
+pub(super) struct Frozen {
+    thaw: Option<io::PipeWriter>,
+    done: io::PipeReader,
+}
+
+impl Drop for Frozen {
+    fn drop(&mut self) {
+        drop(self.thaw.take());
+        // The end of the pipe: they are thawed.
+        let mut rest = Vec::new();
+        if let Err(error) = self.done.read_to_end(&mut rest) {
+            eprintln!("snapdisk: waiting for the thaw: {error}");
+        }
+    }
+}
+
+/// The block devices of loop devices that have a disk's image as their file,
+/// and of their partitions, as `major:minor`.
+fn devices_of(disk: &Path) -> Result<Vec<String>, Failure> {
+    let image = disk.join(IMAGE_FILE);
+    let wanted =
+        fs::metadata(&image).map_err(|error| Failure::system("opening", &image, &error))?;
+    let block = Path::new("/sys/block");
+    let failed = |error: io::Error| Failure::system("looking for loop devices in", block, &error);
+    let mut devices = Vec::new();
+    for entry in fs::read_dir(block).map_err(failed)? {
+        let entry = entry.map_err(failed)?.path();
+        let Ok(file) = fs::read_to_string(entry.join("loop/backing_file")) else {
+            continue;
+        };
+        let same = fs::metadata(file.trim_end_matches('\n'))
+            .is_ok_and(|found| (found.dev(), found.ino()) == (wanted.dev(), wanted.ino()));
+        if !same {
+            continue;
+        }
+        let number = |path: &Path| fs::read_to_string(path.join("dev"));
+        devices.push(number(&entry).map_err(failed)?.trim().to_owned());
+        for part in fs::read_dir(&entry).map_err(failed)? {
+            let part = part.map_err(failed)?.path();
+            if part.join("partition").exists() {
+                devices.push(number(&part).map_err(failed)?.trim().to_owned());
+            }
+        }
+    }
+    Ok(devices)
+}
+
+/// Where filesystems of these devices are mounted, each once, without those
+/// that are read-only.
+fn mounted_on(devices: &[String]) -> Result<Vec<PathBuf>, Failure> {
+    let list = Path::new("/proc/self/mountinfo");
+    let text =
+        fs::read_to_string(list).map_err(|error| Failure::system("reading", list, &error))?;
+    let mut seen = Vec::new();
+    let mut points = Vec::new();
+    for line in text.lines() {
+        let fields: Vec<&str> = line.split(' ').collect();
+        let [_, _, device, _, point, ..] = fields[..] else {
+            continue;
+        };
+        let options = fields.last().copied().unwrap_or_default();
+        let writable = options.split(',').any(|option| option == "rw");
+        if writable && devices.iter().any(|one| one == device) && !seen.contains(&device) {
+            seen.push(device);
+            points.push(PathBuf::from(super::mountinfo::unescape(point.as_bytes())));
+        }
+    }
+    Ok(points)
+}
+
+/// Freezes every filesystem that is mounted from the images of these disks;
+/// None if there is none. Only root may.
+pub(super) fn freeze(disks: &[PathBuf]) -> Result<Option<Frozen>, Failure> {
+    let mut devices = Vec::new();
+    for disk in disks {
+        devices.extend(devices_of(disk)?);
+    }
+    let points = mounted_on(&devices)?;
+    if points.is_empty() {
+        return Ok(None);
+    }
+    let mut files = Vec::new();
+    for point in &points {
+        let file = File::open(point).map_err(|error| Failure::system("opening", point, &error))?;
+        files.push(file);
+    }
+    let failed = |error: io::Error| Failure::new("freezing", error);
+    let (mut end, thaw) = io::pipe().map_err(failed)?;
+    let (done, thawed) = io::pipe().map_err(failed)?;
+    if let Forked::Child = sys::fork().map_err(failed)? {
+        drop((thaw, done));
+        // Nothing of the terminal's may end it before it has thawed them.
+        if let Err(error) = sys::block_end_signals() {
+            eprintln!("snapdisk: {error}");
+        }
+        // Whatever this says, it is the end.
+        let _ = end.read(&mut [0]);
+        for file in &files {
+            // EINVAL: this one was not frozen.
+            let _ = sys::thaw(file);
+        }
+        drop(thawed);
+        std::process::exit(0);
+    }
+    drop((end, thawed));
+    let frozen = Frozen {
+        thaw: Some(thaw),
+        done,
+    };
+    for (file, point) in files.iter().zip(&points) {
+        sys::freeze(file).map_err(|error| match error.raw_os_error() {
+            Some(libc::EBUSY) => Failure::new(
+                format_args!("freezing {}", point.display()),
+                "somebody else has frozen it",
+            ),
+            _ => Failure::system("freezing", point, &error),
+        })?;
+    }
+    Ok(Some(frozen))
+}

@@ -1,0 +1,341 @@
+//! `snapdisk policy list`, `plan` and `check`.
+
+use super::ask::{Place, ask};
+use super::failure::{Failure, of_library};
+use super::out::say;
+use super::table;
+use crate::manifest::Settings;
+use crate::policy::{self, Facts, Policy};
+use crate::time;
+use crate::verbs::Request;
+use clap::{Args, Subcommand};
+use serde_json::Value;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+
+/// Look at policies: which there are, what they will do, whether one is right
+///
+/// A policy is a file, policy.toml in a disk's .snapshots or one in
+/// MNT/.policies that is attached with a symbolic link:
+///   hours          = [0, 6, 12, 18]      # whole hours 0-23, at least one
+///   weekdays       = ["mon", "thu"]      # default: every day
+///   retain_days    = 30                  # 1-65536 or "forever"; default 30
+///   timezone       = "Asia/Shanghai"     # default: the host's
+///   skip_unchanged = false               # true: none if nothing was written
+///
+/// Examples:
+///   snapdisk policy check nightly.toml
+///   snapdisk policy plan /mnt/disks/web --days 30
+///   snapdisk policy list /mnt/disks
+#[derive(Args, Debug)]
+#[command(verbatim_doc_comment)]
+pub(super) struct Policies {
+    #[command(subcommand)]
+    what: What,
+}
+
+#[derive(Subcommand, Debug)]
+enum What {
+    List(List),
+    Plan(Plan),
+    Check(Check),
+}
+
+/// List policies, the disks that each one holds, and their next slots
+///
+/// Example: snapdisk policy list /mnt/disks
+#[derive(Args, Debug)]
+struct List {
+    /// The store, or where it is mounted
+    #[arg(value_name = "STORE|MNT")]
+    place: Option<PathBuf>,
+    /// Print JSON
+    #[arg(long)]
+    json: bool,
+}
+
+/// Say which snapshots a policy is going to take and delete, when and why
+///
+/// Of a disk: with its own snapshots, the policy in force or one that is
+/// only thought of. Of a file: for a disk without any snapshot.
+///
+/// Examples:
+///   snapdisk policy plan /mnt/disks/web --days 30
+///   snapdisk policy plan /mnt/disks/web --with new.toml --days 30
+///   snapdisk policy plan new.toml --days 7 --json
+#[derive(Args, Debug)]
+#[command(verbatim_doc_comment)]
+struct Plan {
+    /// A disk's directory in a mount, or a policy's file
+    #[arg(value_name = "DISK-DIR|FILE")]
+    of: PathBuf,
+    /// How far ahead
+    #[arg(long, default_value_t = 7, value_parser = clap::value_parser!(u32).range(1..=3660))]
+    days: u32,
+    /// A policy's file to take instead of the one that the disk has
+    #[arg(long, value_name = "FILE")]
+    with: Option<PathBuf>,
+    /// Print JSON
+    #[arg(long)]
+    json: bool,
+}
+
+/// Check a policy's file
+///
+/// Example: snapdisk policy check nightly.toml
+#[derive(Args, Debug)]
+struct Check {
+    /// The file
+    file: PathBuf,
+}
+
+pub(super) fn run(policies: &Policies) -> anyhow::Result<ExitCode> {
+    match &policies.what {
+        What::List(verb) => list(verb),
+        What::Plan(verb) => plan(verb),
+        What::Check(verb) => {
+            read(&verb.file)?;
+            say!("{} is a policy", verb.file.display());
+            Ok(ExitCode::SUCCESS)
+        }
+    }
+}
+
+fn read_text(file: &Path) -> Result<String, Failure> {
+    fs::read_to_string(file).map_err(|error| Failure::system("reading", file, &error))
+}
+
+fn read(file: &Path) -> Result<(Policy, String), Failure> {
+    let text = read_text(file)?;
+    let policy = policy::parse(&text).map_err(|rejection| {
+        Failure::new(file.display(), rejection)
+            .hint("`snapdisk policy --help` shows what may be in it")
+    })?;
+    Ok((policy, text))
+}
+
+fn array(value: &Value) -> &[Value] {
+    value.as_array().map_or(&[], Vec::as_slice)
+}
+
+fn text(value: &Value) -> String {
+    value.as_str().unwrap_or("-").to_owned()
+}
+
+fn list(list: &List) -> anyhow::Result<ExitCode> {
+    let place = Place::find(list.place.as_deref())?;
+    let answer = ask(&place, &Request::Policies {}, &mut |_| ())?;
+    if list.json {
+        say!("{answer}");
+        return Ok(ExitCode::SUCCESS);
+    }
+    let rows: Vec<Vec<String>> = array(&answer["policies"])
+        .iter()
+        .map(|policy| {
+            let disks: Vec<String> = array(&policy["disks"]).iter().map(text).collect();
+            vec![
+                text(&policy["policy"]),
+                match policy["error"].as_str() {
+                    Some(error) => format!("unusable: {error}"),
+                    None => text(&policy["next"]),
+                },
+                disks.len().to_string(),
+                disks.join(" "),
+            ]
+        })
+        .collect();
+    if rows.is_empty() {
+        say!("no policies; `snapdisk policy --help` shows how to make one");
+    }
+    table::print(&["POLICY", "NEXT", "DISKS", "WHICH"], 4, &rows);
+    Ok(ExitCode::SUCCESS)
+}
+
+fn plan(plan: &Plan) -> anyhow::Result<ExitCode> {
+    let answer = if plan.of.is_dir() {
+        let disk = super::report::disk_of(&plan.of)?.ok_or_else(|| {
+            Failure::new(plan.of.display(), "this is no disk of a mounted store")
+                .hint("name a disk's directory in the mount, or a policy's file")
+        })?;
+        let text = match &plan.with {
+            Some(file) => Some(read(file)?.1),
+            None => None,
+        };
+        let request = Request::Plan {
+            disk,
+            text,
+            days: plan.days,
+        };
+        ask(&Place::find(Some(&plan.of))?, &request, &mut |_| ())?
+    } else {
+        if plan.with.is_some() {
+            return Err(Failure::usage("policy plan", "--with is for a disk").into());
+        }
+        of_file(&read(&plan.of)?.0, plan.days)
+    };
+    if plan.json {
+        say!("{answer}");
+        return Ok(ExitCode::SUCCESS);
+    }
+    let line = |verb: &'static str| {
+        move |one: &Value| {
+            let key = one["time"].as_str().unwrap_or_default().to_owned();
+            let snapshot = text(&one["snapshot"]);
+            let verb = if snapshot == "-" { "-" } else { verb };
+            let cells = vec![
+                text(&one["local"]),
+                verb.to_owned(),
+                snapshot,
+                text(&one["reason"]),
+            ];
+            (key, cells)
+        }
+    };
+    let slots = array(&answer["slots"]).iter().map(line("take"));
+    let deletions = array(&answer["deletions"]).iter().map(line("delete"));
+    let mut lines: Vec<(String, Vec<String>)> = slots.chain(deletions).collect();
+    // A slot comes before what makes room for it.
+    lines.sort_by(|a, b| a.0.cmp(&b.0));
+    let rows: Vec<Vec<String>> = lines.into_iter().map(|(_, cells)| cells).collect();
+    if rows.is_empty() {
+        say!("nothing in {} days", plan.days);
+    }
+    table::print(&["WHEN", "", "SNAPSHOT", "WHY"], 4, &rows);
+    Ok(ExitCode::SUCCESS)
+}
+
+/// What a policy would do with a disk that has no snapshot.
+fn of_file(policy: &Policy, days: u32) -> Value {
+    let now_ns = time::now_ns();
+    let facts = Facts {
+        policy,
+        since_ns: now_ns,
+        slot_ns: None,
+        snapshots: &[],
+        unchanged: false,
+        unable: None,
+        settings: Settings::default(),
+        now_ns,
+    };
+    let planned = policy::plan(&facts, now_ns.saturating_add(policy::days_ns(days)));
+    policy::plan_json(policy, &planned)
+}
+
+/// Change how many snapshots a disk may have
+///
+/// max_manual_snapshots and max_automatic_snapshots are 256 each,
+/// max_snapshots, of both together, is not limited. Without a setting, tells
+/// what they are. Snapshots that are there stay, also if they are more.
+///
+/// Examples:
+///   snapdisk set /mnt/disks max_manual_snapshots=512
+///   snapdisk set /var/lib/snapdisk max_snapshots=none
+#[derive(Args, Debug)]
+#[command(verbatim_doc_comment)]
+pub(super) struct Set {
+    /// The store, or where it is mounted
+    #[arg(value_name = "STORE|MNT")]
+    place: PathBuf,
+    /// NAME=NUMBER, or max_snapshots=none
+    #[arg(value_name = "NAME=NUMBER", value_parser = setting)]
+    settings: Vec<(String, Option<u32>)>,
+    /// Print JSON
+    #[arg(long)]
+    json: bool,
+}
+
+fn setting(text: &str) -> Result<(String, Option<u32>), String> {
+    let (name, value) = text
+        .split_once('=')
+        .ok_or_else(|| format!("{text:?} is not NAME=NUMBER"))?;
+    let value = match value {
+        "none" => None,
+        number => Some(
+            number
+                .parse()
+                .map_err(|_| format!("{number:?} is no number, and not `none`"))?,
+        ),
+    };
+    Ok((name.to_owned(), value))
+}
+
+pub(super) fn set(set: &Set) -> anyhow::Result<ExitCode> {
+    let place = Place::find(Some(&set.place))?;
+    let request = Request::Settings {
+        set: set.settings.iter().cloned().collect(),
+    };
+    let answer = ask(&place, &request, &mut |_| ())?;
+    if set.json {
+        say!("{answer}");
+        return Ok(ExitCode::SUCCESS);
+    }
+    let all = answer.as_object().into_iter().flatten();
+    for (name, value) in all {
+        match value {
+            Value::Null => say!("{name}=none"),
+            value => say!("{name}={value}"),
+        }
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+/// Take a snapshot of several disks at one instant, through the mount.
+pub(super) fn group(place: &Place, name: &str, disks: Vec<String>) -> Result<Value, Failure> {
+    let user = crate::sys::user();
+    let request = Request::Group {
+        name: name.to_owned(),
+        disks,
+        uid: user,
+        gid: crate::sys::group(),
+    };
+    ask(place, &request, &mut |_| ())
+}
+
+/// The same on a store that nobody has mounted.
+pub(super) fn group_opened(
+    store: &crate::store::Store,
+    name: &str,
+    disks: &[String],
+) -> Result<(), Failure> {
+    let take = || {
+        let name = crate::name::SnapshotName::parse_manual(name.as_ref())?;
+        let disks = disks
+            .iter()
+            .map(|disk| super::change::find(store, disk))
+            .collect::<crate::error::Result<Vec<_>>>()?;
+        let owner = crate::manifest::Owner {
+            uid: crate::sys::user(),
+            gid: crate::sys::group(),
+            mode: 0o755,
+        };
+        store.take_group(name, Some(disks), owner).map(drop)
+    };
+    take().map_err(of_library(format!("snapshot {name}")))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn settings_are_names_and_numbers() {
+        assert_eq!(setting("a=7"), Ok(("a".into(), Some(7))));
+        assert_eq!(setting("a=none"), Ok(("a".into(), None)));
+        for bad in ["a", "a=", "a=-1", "a=x", "a=99999999999"] {
+            assert!(setting(bad).is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn a_plan_of_a_file_needs_no_store() {
+        let policy = policy::parse("hours = [0, 12]\nretain_days = 1\n").expect("a policy");
+        let plan = of_file(&policy, 4);
+        assert!((7..=9).contains(&array(&plan["slots"]).len()), "{plan}");
+        assert!(!array(&plan["deletions"]).is_empty(), "{plan}");
+        assert_eq!(
+            plan["slots"][0]["reason"].as_str().map(|r| &r[..8]),
+            Some("slot of ")
+        );
+    }
+}

@@ -1,0 +1,263 @@
+//! Groups: snapshots of several disks at one instant.
+//!
+//! All or none: a member's manifest names the group, and the member counts
+//! only while the catalogue lists that group. So the catalogue's replacement
+//! is the moment at which all members are there, or gone.
+
+use super::*;
+use crate::disk::{Frozen, Swap, Taking};
+use crate::events::{By, Event, What};
+use crate::manifest::GroupRecord;
+use crate::name::SnapshotName;
+use crate::snapshot::Snapshot;
+
+/// A group with those of its members that are there.
+#[derive(Clone)]
+pub struct Group {
+    /// What is known of it.
+    pub record: GroupRecord,
+    /// By the disks' names.
+    pub members: Vec<(Arc<Disk>, Arc<Snapshot>)>,
+}
+
+impl Store {
+    /// Groups that have members, by name.
+    pub fn groups(&self) -> Vec<Group> {
+        let records: Vec<GroupRecord> = self.groups.lock().values().cloned().collect();
+        let mut groups: Vec<Group> = records.into_iter().map(|one| self.group_of(one)).collect();
+        groups.retain(|group| !group.members.is_empty());
+        groups.sort_by(|a, b| a.record.name.cmp(&b.record.name));
+        groups
+    }
+
+    /// The group of that name.
+    pub fn group(&self, name: &str) -> Option<Group> {
+        self.groups()
+            .into_iter()
+            .find(|group| group.record.name == name)
+    }
+
+    /// The group of that number.
+    pub fn group_by_number(&self, number: u32) -> Option<Group> {
+        self.groups()
+            .into_iter()
+            .find(|group| group.record.number == number)
+    }
+
+    fn group_of(&self, record: GroupRecord) -> Group {
+        let mut members: Vec<(Arc<Disk>, Arc<Snapshot>)> = record
+            .members
+            .iter()
+            .filter_map(|(disk, snapshot)| {
+                let disk = self.disk_by_id(*disk)?;
+                let mut snapshots = disk.list_snapshots().into_iter();
+                let snapshot = snapshots.find(|found| found.id == *snapshot)?;
+                Some((disk, snapshot))
+            })
+            .collect();
+        members.sort_by_key(|(disk, _)| disk.name());
+        Group { record, members }
+    }
+
+    /// Takes a snapshot of several disks at one instant, all or none;
+    /// durable when this returns. Without `disks`, of all that have an image.
+    pub fn take_group(
+        &self,
+        name: SnapshotName,
+        disks: Option<Vec<Arc<Disk>>>,
+        owner: Owner,
+    ) -> Result<Group> {
+        let name: String = name.into();
+        self.check_new_group(&name)?;
+        let named = disks.is_some();
+        let mut disks = disks.unwrap_or_else(|| self.disks());
+        disks.sort_by_key(|disk| disk.number());
+        disks.dedup_by_key(|disk| disk.number());
+        disks.retain(|disk| named || disk.image_writable());
+        if disks.is_empty() {
+            return Err(Error::NoImage {
+                disk: "any disk of the store".into(),
+            });
+        }
+        for disk in &disks {
+            disk.check_new_name(&name)?;
+            disk.prepare_to_take()?;
+        }
+        let _settling = self.engine.settling.read();
+        // In the order of their numbers, so that two groups do not wait for
+        // each other.
+        let metas: Vec<_> = disks.iter().map(|disk| disk.lock_meta()).collect();
+        let taking = Taking {
+            group: Some(Uuid::new_v4()),
+            ..Taking::manual(By::User(owner.uid))
+        };
+        for disk in &disks {
+            disk.check_new_name(&name)?;
+            disk.check_quota(taking.kind)?;
+        }
+        let mut swaps: Vec<Swap<'_>> = Vec::new();
+        for (disk, meta) in disks.iter().zip(&metas) {
+            swaps.push(disk.begin_swap(meta)?);
+        }
+        // The instant: while nobody can begin to write to any disk.
+        {
+            let _gate = self.engine.gate.write();
+            for ((disk, meta), swap) in disks.iter().zip(&metas).zip(&mut swaps) {
+                disk.swap(meta, swap);
+            }
+        }
+        let mut frozen: Vec<Frozen> = Vec::new();
+        for (disk, swap) in disks.iter().zip(swaps) {
+            frozen.push(disk.end_swap(swap)?);
+        }
+        let mut taken = Vec::new();
+        for ((disk, meta), frozen) in disks.iter().zip(&metas).zip(frozen) {
+            let (next, snapshot) = disk.with_snapshot(&name, frozen, &taking);
+            taken.push((disk.write_next(meta, next)?, snapshot));
+        }
+        let mut catalogue = self.catalogue.lock();
+        let mut next = catalogue.clone();
+        let record = GroupRecord {
+            id: taking.group.unwrap_or_default(),
+            number: policies::take_number(&mut next)?,
+            name,
+            owner,
+            created_ns: taken.first().map_or(0, |(_, snapshot)| snapshot.created_ns),
+            members: disks
+                .iter()
+                .zip(&taken)
+                .map(|(disk, (_, snapshot))| (disk.id(), snapshot.id))
+                .collect(),
+        };
+        self.forget_empty_groups(&mut next);
+        next.entries.insert(record.id, EntryKind::Group);
+        self.engine.manifests.replace(&record)?;
+        self.replace_catalogue(&mut catalogue, next)?;
+        self.groups.lock().insert(record.id, record.clone());
+        drop(catalogue);
+        let mut members = Vec::new();
+        for ((disk, meta), (next, snapshot)) in disks.iter().zip(&metas).zip(taken) {
+            disk.show_next(meta, next);
+            disk.note_taken(&snapshot, &taking);
+            members.push((disk.clone(), snapshot));
+        }
+        drop(metas);
+        let names: Vec<String> = disks.iter().map(|disk| disk.name()).collect();
+        self.engine.events.note(
+            Event::new(What::Taken)
+                .group(&record.name)
+                .by(&taking.by)
+                .reason(format!("of {}", names.join(", "))),
+        );
+        Ok(Group { record, members })
+    }
+
+    fn check_new_group(&self, name: &str) -> Result<()> {
+        match self.group(name) {
+            None => Ok(()),
+            Some(_) => Err(Error::Exists {
+                what: "group",
+                name: name.to_owned(),
+            }),
+        }
+    }
+
+    /// Takes groups off the catalogue whose members were all deleted.
+    fn forget_empty_groups(&self, next: &mut Catalogue) {
+        let records: Vec<GroupRecord> = self.groups.lock().values().cloned().collect();
+        for record in records {
+            let id = record.id;
+            if self.group_of(record).members.is_empty() {
+                next.entries.remove(&id);
+                self.groups.lock().remove(&id);
+            }
+        }
+    }
+
+    /// Deletes all members of a group, or none.
+    pub fn delete_group(&self, name: &str, by: &By) -> Result<()> {
+        let missing = || Error::Missing {
+            what: "group",
+            name: name.to_owned(),
+        };
+        let found = self.group(name).ok_or_else(missing)?;
+        let closed = |(disk, snapshot): &(Arc<Disk>, Arc<Snapshot>)| {
+            disk.snapshot_settles_closed(snapshot.number)
+        };
+        let open: Vec<String> = (found.members.iter().filter(|member| !closed(member)))
+            .map(|(disk, _)| format!("the one of {} is open", disk.name()))
+            .collect();
+        self.engine.sync_grafts()?;
+        let _settling = self.engine.settling.read();
+        let mut disks: Vec<Arc<Disk>> =
+            found.members.iter().map(|(disk, _)| disk.clone()).collect();
+        disks.sort_by_key(|disk| disk.number());
+        let metas: Vec<_> = disks.iter().map(|disk| disk.lock_meta()).collect();
+        let found = self.group_of(found.record);
+        let mut held = open;
+        for (disk, snapshot) in &found.members {
+            let why = disk.held_by(snapshot);
+            if !why.is_empty() {
+                snapshot.touch();
+                held.push(format!("{}: {}", disk.name(), why.join(", ")));
+            }
+        }
+        if !held.is_empty() {
+            return Err(Error::Busy {
+                what: format!("the group {name}"),
+                by: held,
+            });
+        }
+        let mut catalogue = self.catalogue.lock();
+        let mut next = catalogue.clone();
+        next.entries.remove(&found.record.id);
+        self.replace_catalogue(&mut catalogue, next)?;
+        self.groups.lock().remove(&found.record.id);
+        drop(catalogue);
+        for (disk, snapshot) in &found.members {
+            let at = disks
+                .iter()
+                .position(|other| other.number() == disk.number());
+            let Some(meta) = at.and_then(|at| metas.get(at)) else {
+                continue;
+            };
+            // It is gone whatever becomes of this.
+            disk.forget_now(meta, &snapshot.name())?;
+            disk.note_deleted(&snapshot.name(), by);
+        }
+        drop(metas);
+        let event = Event::new(What::Deleted).group(name).by(by);
+        self.engine.events.note(event);
+        self.engine.work.raise(|work| {
+            work.seal = true;
+            work.collect = true;
+        });
+        self.engine
+            .manifests
+            .delete(&manifest::entry_key(&found.record.id, EntryKind::Group))
+    }
+
+    /// Renames a group; its members keep their names.
+    pub fn rename_group(&self, from: &str, to: SnapshotName) -> Result<()> {
+        let _naming = self.naming.lock();
+        let found = self.group(from).ok_or_else(|| Error::Missing {
+            what: "group",
+            name: from.to_owned(),
+        })?;
+        if from == to.as_str() {
+            return Ok(());
+        }
+        self.check_new_group(to.as_str())?;
+        let record = GroupRecord {
+            name: to.into(),
+            ..found.record
+        };
+        self.engine.manifests.replace(&record)?;
+        let event = Event::new(What::Renamed).group(&record.name);
+        self.engine
+            .events
+            .note(event.reason(format!("it was {from}")));
+        self.groups.lock().insert(record.id, record);
+        Ok(())
+    }
+}
