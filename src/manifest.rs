@@ -387,6 +387,9 @@ pub struct Catalogue {
     /// one that has gone on for days since may have been set.
     #[serde(default)]
     pub seen_ns: i64,
+    /// Nothing is deleted for its date before then, as the clock was set.
+    #[serde(default)]
+    pub quiet_until_ns: i64,
     /// How far each unsealed layer's log reached when the store was last
     /// closed, in bytes: one that is shorter has lost something, and not in
     /// a crash.
@@ -785,6 +788,7 @@ impl Manifests {
             entries: BTreeMap::new(),
             settings: Settings::default(),
             seen_ns: 0,
+            quiet_until_ns: 0,
             log_ends: BTreeMap::new(),
             apart: BTreeSet::new(),
         };

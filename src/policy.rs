@@ -360,16 +360,16 @@ pub fn plan(facts: &Facts<'_>, until_ns: i64) -> Vec<Planned> {
         } = decision
         {
             slot_ns = Some(slot);
-            let mut reason = format!("slot of {}", facts.policy.local(slot));
-            if facts.policy.skip_unchanged {
-                reason += ", if something was written";
-            }
+            let reason = match facts.policy.skip_unchanged {
+                true => "its slot, if something changed",
+                false => "its slot",
+            };
             let mut line = Planned {
                 at_ns: now,
                 deletes: false,
                 snapshot: None,
                 expires_ns: None,
-                reason,
+                reason: reason.to_owned(),
             };
             match action {
                 Action::Take {
@@ -389,7 +389,7 @@ pub fn plan(facts: &Facts<'_>, until_ns: i64) -> Vec<Planned> {
                         sealing: false,
                     });
                     for name in make_room {
-                        let reason = "quota: it makes room for a newer one".into();
+                        let reason = "quota: makes room".into();
                         planned.push(deletion(now, &name, reason));
                         snapshots.retain(|snapshot| snapshot.name != name);
                     }

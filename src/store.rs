@@ -418,6 +418,16 @@ impl Store {
         *self.engine.settings.read()
     }
 
+    /// Notes that nothing is deleted for its date before then.
+    pub(crate) fn note_quiet(&self, quiet_until_ns: i64) -> Result<()> {
+        let mut catalogue = self.catalogue.lock();
+        let next = Catalogue {
+            quiet_until_ns,
+            ..catalogue.clone()
+        };
+        self.replace_catalogue(&mut catalogue, next)
+    }
+
     /// Changes how many snapshots a disk may have; durable when this
     /// returns. Those there are stay, also if they are more.
     pub fn set_settings(&self, settings: Settings) -> Result<()> {

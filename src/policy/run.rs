@@ -34,9 +34,9 @@ pub struct Clocks {
 }
 
 impl Clocks {
-    /// Both now, and what the wall clock said when the store was last seen
-    /// (0: never).
-    pub fn new(seen_ns: i64, wall_ns: i64, at: Instant) -> Clocks {
+    /// Both now, what the wall clock said when the store was last seen (0:
+    /// never), and until when an earlier run wanted nothing deleted.
+    pub fn new(seen_ns: i64, quiet_ns: i64, wall_ns: i64, at: Instant) -> Clocks {
         let mut clocks = Clocks {
             wall_ns,
             at,
@@ -47,6 +47,12 @@ impl Clocks {
             // Nobody knows what passed in between: none, for all we know.
             clocks.wall_ns = seen_ns;
             clocks.trusted(wall_ns, at);
+        }
+        // One that is further away is of a clock that was set back since.
+        let left =
+            Duration::from_nanos(u64::try_from(quiet_ns.saturating_sub(wall_ns)).unwrap_or(0));
+        if clocks.quiet_until.is_none() && left <= AFTER_JUMP {
+            clocks.quiet_until = Some(at + left);
         }
         clocks
     }
@@ -77,6 +83,10 @@ impl Store {
                  deleted for a day"
             );
             tracing::warn!("{reason}");
+            let quiet_ns = now.saturating_add(AFTER_JUMP.as_nanos() as i64);
+            if let Err(error) = self.note_quiet(quiet_ns) {
+                tracing::warn!("noting that the clock was set: {error}");
+            }
             self.events()
                 .note(Event::new(What::ClockJump).reason(reason));
         }
@@ -341,7 +351,7 @@ mod tests {
     fn a_clock_that_was_set_forward_is_not_trusted_for_a_day() {
         let start = Instant::now();
         let hours = |hours: u64| start + Duration::from_secs(hours * 3600);
-        let mut clocks = Clocks::new(0, 0, start);
+        let mut clocks = Clocks::new(0, 0, 0, start);
         assert!(clocks.trusted(HOUR, hours(1)));
         // Forward by a day: that may be a mistake that was mended.
         assert!(clocks.trusted(26 * HOUR, hours(2)));
@@ -359,10 +369,16 @@ mod tests {
     fn a_store_that_was_not_seen_for_days_deletes_nothing_for_a_day() {
         let start = Instant::now();
         let later = start + Duration::from_secs(25 * 3600);
-        let mut clocks = Clocks::new(HOUR, 48 * HOUR, start);
+        let mut clocks = Clocks::new(HOUR, 0, 48 * HOUR, start);
         assert!(clocks.trusted(48 * HOUR, start), "47 hours");
-        let mut clocks = Clocks::new(HOUR, 50 * HOUR, start);
+        let mut clocks = Clocks::new(HOUR, 0, 50 * HOUR, start);
         assert!(!clocks.trusted(50 * HOUR, start), "49 hours");
         assert!(clocks.trusted(75 * HOUR, later));
+        // A restart in between changes nothing.
+        let mut clocks = Clocks::new(50 * HOUR, 74 * HOUR, 51 * HOUR, start);
+        assert!(!clocks.trusted(51 * HOUR, start));
+        assert!(clocks.trusted(75 * HOUR, later));
+        let mut clocks = Clocks::new(HOUR, 74 * HOUR, 2 * HOUR, start);
+        assert!(clocks.trusted(2 * HOUR, start), "the clock was set back");
     }
 }

@@ -74,7 +74,8 @@ impl Store {
             read => read?,
         };
         // Names made in this run are told from those of every other.
-        let (seen_ns, now_ns) = (catalogue.seen_ns, crate::time::now_ns());
+        let (seen_ns, quiet_ns) = (catalogue.seen_ns, catalogue.quiet_until_ns);
+        let now_ns = crate::time::now_ns();
         catalogue.epoch = catalogue.epoch.saturating_add(1);
         catalogue.seen_ns = now_ns;
         catalogue.sequence += 1;
@@ -157,7 +158,7 @@ impl Store {
             space_low: AtomicBool::new(false),
             damage: Mutex::new(recovered.damage),
         });
-        store.start_background(Clocks::new(seen_ns, now_ns, Instant::now()));
+        store.start_background(Clocks::new(seen_ns, quiet_ns, now_ns, Instant::now()));
         Ok(store)
     }
 

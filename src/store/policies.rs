@@ -79,12 +79,7 @@ impl Store {
         let record = match known {
             Some(known) => PolicyRecord { text, ..known },
             None => {
-                if self.policies.lock().len() >= POLICIES_MAX {
-                    return Err(Error::Quota {
-                        what: "named policies".into(),
-                        limit: POLICIES_MAX as u64,
-                    });
-                }
+                self.check_room_for_policy()?;
                 let record = PolicyRecord {
                     id: Uuid::new_v4(),
                     number: take_number(&mut next)?,
@@ -104,6 +99,17 @@ impl Store {
         self.engine.events.note(event);
         self.engine.tell_worker();
         Ok(record)
+    }
+
+    /// Whether there may be one more named policy.
+    pub(crate) fn check_room_for_policy(&self) -> Result<()> {
+        match self.policies.lock().len() {
+            count if count >= POLICIES_MAX => Err(Error::Quota {
+                what: "named policies".into(),
+                limit: POLICIES_MAX as u64,
+            }),
+            _ => Ok(()),
+        }
     }
 
     /// Names of the disks that a named policy is attached to.

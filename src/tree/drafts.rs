@@ -51,6 +51,8 @@ struct Body {
     unseen: bool,
     /// Written to, or cut, at all.
     changed: bool,
+    /// A part of it was refused, so that the rest is not what was meant.
+    refused: bool,
 }
 
 impl Draft {
@@ -122,6 +124,7 @@ impl Drafts {
                 modified: SystemTime::now(),
                 unseen: false,
                 changed: false,
+                refused: false,
             }),
         })
     }
@@ -355,6 +358,9 @@ impl Tree {
     /// Makes a scratch file, or what becomes a policy.
     pub(super) fn make_draft(&self, place: u32, name: &str, owner: Owner) -> Result<Node> {
         self.check_draft_name(place, name)?;
+        if let Some(Becomes::Named(_)) = becomes(place, name) {
+            self.store.check_room_for_policy()?;
+        }
         let owner = Owner {
             mode: owner.mode & 0o666,
             ..owner
@@ -427,6 +433,16 @@ impl Tree {
     /// Writes to a draft. What can become no policy is refused at once, and
     /// not written.
     pub fn write_draft(&self, node: Node, draft: &Draft, offset: u64, data: &[u8]) -> Result<()> {
+        let written = self.try_write_draft(node, draft, offset, data);
+        if written.is_err() {
+            let mut body = draft.body.lock();
+            body.refused = true;
+            body.unseen = true;
+        }
+        written
+    }
+
+    fn try_write_draft(&self, node: Node, draft: &Draft, offset: u64, data: &[u8]) -> Result<()> {
         let end = offset.saturating_add(data.len() as u64);
         if end > DRAFT_BYTES as u64 {
             return Err(Error::TooLarge {
@@ -468,6 +484,8 @@ impl Tree {
         // An empty one may be about to be written: only then it counts.
         body.unseen |= size > 0 && body.bytes.len() as u64 != size;
         body.changed = true;
+        // Begun anew.
+        body.refused &= size > 0;
         body.bytes.resize(size as usize, 0);
         body.modified = SystemTime::now();
         Ok(())
@@ -498,6 +516,11 @@ impl Tree {
         let Some((becomes, name)) = self.purpose(node)? else {
             return Ok(());
         };
+        if draft.body.lock().refused {
+            return Err(Error::InvalidArgument {
+                what: format!("policy {name}: a part of it was refused"),
+            });
+        }
         let outcome = draft.text().and_then(|text| {
             policy::parse(&text)?;
             Ok(text)

@@ -77,6 +77,7 @@ pub struct Mount {
     store: PathBuf,
     point: PathBuf,
     arguments: Vec<String>,
+    environment: Vec<(String, String)>,
     process: u32,
 }
 
@@ -84,7 +85,22 @@ impl Mount {
     /// Mounts with the command.
     #[track_caller]
     pub fn new(store: &Path, point: &Path, arguments: &[&str]) -> Mount {
+        Mount::with_environment(store, point, arguments, &[])
+    }
+
+    /// A mount whose daemon has more in its environment.
+    #[track_caller]
+    pub fn with_environment(
+        store: &Path,
+        point: &Path,
+        arguments: &[&str],
+        environment: &[(&str, String)],
+    ) -> Mount {
         let mut mount = Mount {
+            environment: environment
+                .iter()
+                .map(|(name, value)| ((*name).to_owned(), value.clone()))
+                .collect(),
             store: store.to_owned(),
             point: point.to_owned(),
             arguments: arguments.iter().map(|&text| text.to_owned()).collect(),
@@ -97,6 +113,7 @@ impl Mount {
     #[track_caller]
     fn start(&mut self) {
         run(command(SNAPDISK, &["mount"])
+            .envs(self.environment.iter().cloned())
             .args(&self.arguments)
             .arg(&self.store)
             .arg(&self.point));
