@@ -15,11 +15,14 @@ use common::faulty::FaultyFiles;
 use common::library::*;
 use snapdisk::disk::{Disk, Source, Wait};
 use snapdisk::error::Result;
-use snapdisk::name::{DiskName, ImageName, SnapshotName};
+use snapdisk::events::By;
+use snapdisk::manifest::{PolicyText, Settings};
+use snapdisk::name::{DiskName, ImageName, PolicyName, SnapshotName};
 use snapdisk::progress::Quiet;
+use snapdisk::snapshot::Snapshot;
 use snapdisk::store::{Image, Store};
 use std::collections::BTreeMap;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 /// Everything that can be seen in a store: what it is called, and a hash.
@@ -56,12 +59,35 @@ fn sample(root: &Path) -> FaultyFiles {
         let import = store.create_image(ImageName::parse("import.img".as_ref())?, OWNER)?;
         write(&import, 0, &random.bytes(2 * CHUNK))?;
         import.finish_import()?;
+        take_group(&store, "night")?;
+        set_named(&store, "named.toml", 1)?;
+        store.attach_policy(&db, "named.toml")?;
+        wait_sealed(&web);
+        wait_sealed(&db);
         write(&web, 7 * CHUNK, &random.bytes(CHUNK))?;
         write(&db, 300, &random.bytes(CHUNK))?;
         store.close()
     })();
     made.expect("a sample");
     files.fork()
+}
+
+fn take_group(store: &Store, name: &str) -> Result<()> {
+    let name = SnapshotName::parse_manual(name.as_ref())?;
+    store.take_group(name, None, OWNER).map(drop)
+}
+
+fn policy_text(hour: u8) -> PolicyText {
+    PolicyText {
+        text: format!("hours = [{hour}]\n"),
+        owner: OWNER,
+        modified_ns: 0,
+    }
+}
+
+fn set_named(store: &Store, name: &str, hour: u8) -> Result<()> {
+    let name = PolicyName::parse(name.as_ref())?;
+    store.set_named_policy(name, policy_text(hour)).map(drop)
 }
 
 fn hash(read: impl FnOnce(&mut [u8]) -> Result<usize>) -> String {
@@ -82,6 +108,11 @@ fn content(store: &Store) -> Content {
         if disk.live().is_some() {
             content.insert(format!("{name}/disk.img"), live(&disk));
         }
+        if let Some(policy) = store.policy_of(&disk) {
+            let hours = policy.policy.map(|policy| policy.hours);
+            let label = format!("{name}/policy");
+            content.insert(label, format!("{:?} {hours:?}", policy.name));
+        }
         for snapshot in disk.snapshots() {
             // Names that say a time say another one in each run.
             let label = match snapshot.name() {
@@ -96,6 +127,20 @@ fn content(store: &Store) -> Content {
             content.insert(format!("{name}@{label}"), read);
         }
     }
+    for group in store.groups() {
+        let of = |(disk, snapshot): &(Arc<Disk>, Arc<Snapshot>)| {
+            format!("{}@{}", disk.name(), snapshot.name())
+        };
+        let members: Vec<String> = group.members.iter().map(of).collect();
+        content.insert(
+            format!(".snapshots/{}", group.record.name),
+            members.join(" "),
+        );
+    }
+    for policy in store.policies() {
+        content.insert(format!(".policies/{}", policy.name), policy.text.text);
+    }
+    content.insert("settings".into(), format!("{:?}", store.settings()));
     for image in store.images() {
         match image {
             Image::Link {
@@ -159,6 +204,9 @@ fn crash_at_every_step(
         drop(store);
         for _ in 0..2 {
             let left = files.crash(&mut random);
+            // What one crash left is not what another one would have: none
+            // may see what the index learnt of the other.
+            let root = copy_of(&root, &index.join("left"));
             check_left(
                 what,
                 effects,
@@ -175,6 +223,16 @@ fn crash_at_every_step(
     unreachable!()
 }
 
+/// A copy of a directory in place of another.
+fn copy_of(from: &Path, to: &Path) -> PathBuf {
+    if to.exists() {
+        std::fs::remove_dir_all(to).expect("it goes");
+    }
+    let mut copy = common::command("cp", &["-r"]);
+    common::run(copy.arg(from).arg(to));
+    to.to_owned()
+}
+
 /// Opens what a crash left and compares; also with the recovery stopped.
 fn check_left(
     what: &str,
@@ -188,10 +246,12 @@ fn check_left(
     // The recovery of this crash is stopped, too, somewhere.
     let mut random = Random(effects);
     let files = left.fork();
+    let stopped = copy_of(root, &root.with_extension("stopped"));
     files.stop_after(random.below(8));
-    drop(open_files(&files, root));
+    drop(open_files(&files, &stopped));
     files.stop();
-    for files in [left.fork(), files.crash(&mut random)] {
+    let crashed = files.crash(&mut random);
+    for (files, root) in [(left.fork(), root), (crashed, &stopped)] {
         let store = open_files(&files, root).unwrap_or_else(|error| panic!("{what}: {error}"));
         let found = content(&store);
         match acknowledged {
@@ -208,7 +268,7 @@ fn check_left(
     }
 }
 
-const OPERATIONS: [(&str, Operation); 14] = [
+const OPERATIONS: [(&str, Operation); 23] = [
     ("take", |store| take_of(&disk(store, "web"), "new")),
     ("delete", |store| disk(store, "web").delete_snapshot("two")),
     ("gc with compaction", |store| {
@@ -241,6 +301,34 @@ const OPERATIONS: [(&str, Operation); 14] = [
     ("make a disk", |store| {
         let name = DiskName::parse("empty".as_ref())?;
         store.create_disk(name, OWNER).map(drop)
+    }),
+    ("take a group", |store| take_group(store, "all")),
+    ("delete a group", |store| {
+        store.delete_group("night", &By::Store)
+    }),
+    ("delete a member of a group", |store| {
+        disk(store, "db").delete_snapshot("night")
+    }),
+    ("rename a group", |store| {
+        store.rename_group("night", SnapshotName::parse("day".as_ref())?)
+    }),
+    ("make a named policy", |store| {
+        set_named(store, "new.toml", 2)
+    }),
+    ("change a named policy", |store| {
+        set_named(store, "named.toml", 2)
+    }),
+    ("attach a policy", |store| {
+        store.attach_policy(&disk(store, "web"), "named.toml")
+    }),
+    ("give a disk a policy of its own", |store| {
+        store.set_policy(&disk(store, "db"), policy_text(3))
+    }),
+    ("change a setting", |store| {
+        store.set_settings(Settings {
+            max_snapshots: Some(9),
+            ..Settings::default()
+        })
     }),
     ("clone into an image that is there", |store| {
         let (from, to) = (disk(store, "db"), disk(store, "web"));
