@@ -113,6 +113,12 @@ pub fn recover(
         }
     }
     let (mut files, strangers) = layer_files(&*engine.files)?;
+    // An earlier run may have made them and ended before this; from now on
+    // syncing a file that is there is enough.
+    engine
+        .files
+        .sync_dir(Path::new(layer::DIRECTORY))
+        .map_err(Error::io("syncing", layer::DIRECTORY))?;
     fetch_back(&*engine.files, &records, &mut files)?;
     let mut opener = Opener {
         engine,

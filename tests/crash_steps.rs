@@ -11,7 +11,7 @@
 mod common;
 
 use common::bytes::Random;
-use common::faulty::FaultyFiles;
+use common::faulty::{Call, Fault, FaultyFiles};
 use common::library::*;
 use snapdisk::disk::{Disk, Source, Wait};
 use snapdisk::error::Result;
@@ -496,4 +496,43 @@ fn what_lay_behind_the_end_stays_hidden_through_two_crashes() {
             break;
         }
     }
+}
+
+/// Found by the model: a run had made a segment and ended before it synced
+/// the directory. The next one found the segment there, wrote to it and
+/// synced it, and the power took the name that nobody had synced.
+#[test]
+fn a_segment_that_an_earlier_run_made_keeps_its_name() {
+    let index = memory_dir();
+    let files = new_files();
+    let store = open_files(&files, index.path()).expect("it opens");
+    let web = make(&store, "web").expect("a disk");
+    store.close().expect("closing");
+    drop((web, store));
+    let store = open_files(&files, index.path()).expect("it opens");
+    let web = disk(&store, "web");
+    files.fail(Fault {
+        call: Call::Write,
+        path: ".0000".into(),
+        errno: libc::EIO,
+        // After it got its length.
+        after: 1,
+        times: 1,
+    });
+    write(&web, 0, &[1; CHUNK]).expect_err("the write fails, the segment is there");
+    store.close().expect("closing");
+    drop((web, store));
+
+    files.mend();
+    let store = open_files(&files, index.path()).expect("it opens again");
+    let web = disk(&store, "web");
+    write(&web, 0, &[2; CHUNK]).expect("a write");
+    web.flush().expect("it is acknowledged");
+    drop((web, store));
+    let store = open_files(&files.crash_losing_all(), index.path()).expect("after the crash");
+    let mut bytes = vec![0; CHUNK];
+    let web = disk(&store, "web");
+    let read = web.read(0, &mut bytes, Wait::Yes);
+    assert_eq!(read.expect("it can be read").waited(), CHUNK);
+    assert!(bytes == [2; CHUNK], "what was acknowledged is there");
 }

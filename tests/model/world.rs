@@ -6,12 +6,13 @@ use crate::common::library::{memory_dir, options};
 use crate::common::reference::Image;
 use snapdisk::disk::{Disk, Seek, Source, Wait};
 use snapdisk::error::{Error, Result};
+use snapdisk::events::By;
 use snapdisk::files::Files;
 use snapdisk::manifest::Owner;
 use snapdisk::name::{DiskName, ImageName, SnapshotName};
 use snapdisk::progress::Quiet;
 use snapdisk::store::{self, InitOptions, Store};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 const OWNER: Owner = Owner {
@@ -52,6 +53,9 @@ enum UnderWay {
     CreateImage(String),
     Drop(String),
     Take(String, String),
+    TakeGroup(String),
+    /// Disk and snapshot of each member.
+    DeleteGroup(Vec<(String, String)>),
     Delete(String, String),
     RenameSnapshot(String, String, String),
     RenameDisk(String, String),
@@ -339,7 +343,7 @@ impl World {
             return ("create image", self.create_image(name));
         }
         let nothing = UnderWay::Nothing;
-        match self.random.below(34) {
+        match self.random.below(36) {
             0..=8 => (self.write(&name), nothing),
             9 | 10 => (self.punch(&name), nothing),
             11 | 12 => (self.truncate(&name), nothing),
@@ -356,6 +360,8 @@ impl World {
             30 => ("change of images", self.change_images()),
             31 => ("import", self.import()),
             32 => (self.collect(), nothing),
+            33 => ("take a group", self.take_group()),
+            34 => ("delete a group", self.delete_group()),
             _ => match self.random.below(3) {
                 0 => ("drop", self.drop_image(name)),
                 _ => ("reopen", self.reopen()),
@@ -522,6 +528,64 @@ impl World {
         image.flushed();
         let bytes = image.bytes.clone();
         self.snapshots(&name).insert(snapshot, bytes);
+        UnderWay::Nothing
+    }
+
+    fn take_group(&mut self) -> UnderWay {
+        let name = self.name("group");
+        self.note(format_args!("take {name} of all"));
+        let parsed = SnapshotName::parse(name.as_ref()).expect("a name");
+        let taken = self.store().take_group(parsed, None, OWNER);
+        if self.done("taking a group", taken).is_none() {
+            return UnderWay::TakeGroup(name);
+        }
+        // It is durable on every disk that has an image.
+        self.all_flushed();
+        self.group_taken(&name);
+        UnderWay::Nothing
+    }
+
+    fn group_taken(&mut self, name: &str) {
+        for expected in self.disks.values_mut() {
+            if let Some(live) = &expected.live {
+                expected
+                    .snapshots
+                    .insert(name.to_owned(), live.bytes.clone());
+            }
+        }
+    }
+
+    fn delete_group(&mut self) -> UnderWay {
+        let groups = self.store().groups();
+        let names: Vec<String> = groups.iter().map(|one| one.record.name.clone()).collect();
+        let Some(name) = Self::pick(&mut self.random, names.iter()) else {
+            return UnderWay::Nothing;
+        };
+        let group = groups.iter().find(|group| group.record.name == name);
+        let members: Vec<(String, String)> = group
+            .into_iter()
+            .flat_map(|group| &group.members)
+            .map(|(disk, snapshot)| (disk.name(), snapshot.name()))
+            .collect();
+        self.note(format_args!("delete {name}: {members:?}"));
+        let deleted = self.store().delete_group(&name, &By::Store);
+        if members
+            .iter()
+            .any(|(disk, snapshot)| self.is_linked(disk, snapshot))
+        {
+            let trouble = self.files.is_stopped() || self.files.hits() > 0;
+            assert!(
+                matches!(deleted, Err(Error::Busy { .. })) || trouble,
+                "a group that an image depends on: {deleted:?}"
+            );
+            return UnderWay::Nothing;
+        }
+        if self.done("deleting a group", deleted).is_none() {
+            return UnderWay::DeleteGroup(members);
+        }
+        for (disk, snapshot) in members {
+            self.snapshots(&disk).remove(&snapshot);
+        }
         UnderWay::Nothing
     }
 
@@ -830,6 +894,24 @@ impl World {
                 if has(&disk, &name) {
                     let bytes = self.image(&disk).bytes.clone();
                     self.snapshots(&disk).insert(name, bytes);
+                }
+            }
+            UnderWay::TakeGroup(name) => {
+                let disks = self.disks.iter().filter(|(_, disk)| disk.live.is_some());
+                let there: BTreeSet<bool> = disks.map(|(disk, _)| has(disk, &name)).collect();
+                assert!(there.len() <= 1, "a part of the group {name} is there");
+                if there.contains(&true) {
+                    self.group_taken(&name);
+                }
+            }
+            UnderWay::DeleteGroup(members) => {
+                let there: BTreeSet<bool> =
+                    members.iter().map(|(disk, name)| has(disk, name)).collect();
+                assert!(there.len() <= 1, "a part of {members:?} is gone");
+                if there.contains(&false) {
+                    for (disk, name) in members {
+                        self.snapshots(&disk).remove(&name);
+                    }
                 }
             }
             UnderWay::Delete(disk, name) => {
