@@ -227,16 +227,19 @@ impl Filesystem for Adapter {
 
     fn rmdir(&self, request: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
         let (name, thread, user) = (name.to_owned(), request.pid(), request.uid());
-        self.meta(move |shared| {
+        let shared = self.shared();
+        self.0.meta.run(move || {
             let caller = Caller {
                 process: process_of(thread),
                 user,
             };
+            let members = shared.members_of_group(parent, &name);
             let removed = shared
                 .node(parent)
                 .and_then(|parent| shared.tree.remove_directory(parent, &name, caller));
             match removed {
-                Ok(()) => reply.ok(),
+                Ok(()) if members.is_empty() => reply.ok(),
+                Ok(()) => shared.forget_snapshots(members, reply),
                 Err(error) => {
                     reply.error(shared.refused("rmdir", shared.shown_in(parent, &name), &error))
                 }

@@ -50,13 +50,16 @@ pub(super) struct Events {
 ///
 /// Examples:
 ///   rmdir /mnt/disks/web/.snapshots/old || snapdisk explain /mnt/disks/web/.snapshots/old
-///   snapdisk explain EDQUOT
+///   snapdisk explain EDQUOT /mnt/disks
 #[derive(Args, Debug)]
 #[command(verbatim_doc_comment)]
 pub(super) struct Explain {
     /// A path in a mount, or the name of an error
     #[arg(value_name = "PATH|ERROR")]
     what: PathBuf,
+    /// With an error, where the store is mounted; else the only one that is
+    #[arg(value_name = "MNT")]
+    place: Option<PathBuf>,
     /// Print JSON
     #[arg(long)]
     json: bool,
@@ -138,7 +141,7 @@ pub(super) fn explain(explain: &Explain) -> anyhow::Result<ExitCode> {
     let given = explain.what.to_string_lossy().into_owned();
     let is_error = given.starts_with('E') && given.bytes().all(|b| b.is_ascii_uppercase());
     let (place, inner) = match is_error {
-        true => (Place::find(None)?, None),
+        true => (Place::find(explain.place.as_deref())?, None),
         false => {
             let path = absolute(&explain.what)
                 .map_err(|error| Failure::system("opening", &explain.what, &error))?;

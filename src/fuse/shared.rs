@@ -14,7 +14,7 @@ use crate::sandbox::Outside;
 use crate::store::Store;
 use crate::tree::attribute::Effect;
 use crate::tree::{Attributes, IMAGE_FILE, Node, Tree};
-use fuser::{Errno, INodeNo, Notifier, ReplyEntry};
+use fuser::{Errno, INodeNo, Notifier, ReplyEmpty, ReplyEntry};
 use std::ffi::OsStr;
 use std::fmt::Display;
 use std::path::PathBuf;
@@ -205,6 +205,36 @@ impl Shared {
                 // open of an image that nobody has open drops its pages.
                 tracing::info!(%error, "the kernel was not told of a rollback");
             }
+        });
+    }
+
+    /// Disks and names of the snapshots that go with a group, if that is one.
+    pub(super) fn members_of_group(&self, parent: INodeNo, name: &OsStr) -> Vec<(u32, String)> {
+        let group = match inode::node_of(parent.0) {
+            Some(Node::Groups) => name.to_str().and_then(|name| self.tree.store().group(name)),
+            _ => None,
+        };
+        let members = group.into_iter().flat_map(|group| group.members);
+        members
+            .map(|(disk, snapshot)| (disk.number(), snapshot.name()))
+            .collect()
+    }
+
+    /// Tells the kernel that snapshots are gone that nobody removed by their
+    /// names, then answers.
+    pub(super) fn forget_snapshots(self: &Arc<Self>, gone: Vec<(u32, String)>, reply: ReplyEmpty) {
+        let shared = self.clone();
+        self.notify.run(move || {
+            for (disk, name) in gone {
+                let parent = INodeNo(inode::number_of(Node::Snapshots(disk)));
+                let told = shared.notifier.get().map(|notifier| {
+                    // An error: the kernel has not looked it up, or forgets
+                    // it by itself within a second.
+                    notifier.inval_entry(parent, OsStr::new(&name))
+                });
+                tracing::debug!(?told, name, "forgotten with its group");
+            }
+            reply.ok();
         });
     }
 
