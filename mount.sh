@@ -6,6 +6,8 @@ usage() {
     cat <<'END'
 usage: mount.sh MNT [STORE]              build, install, make STORE if there is none, mount it at MNT
        mount.sh --umount MNT             end it cleanly
+       mount.sh --boot MNT [STORE]       the same as the first, and again after every boot (root, systemd)
+       mount.sh --unboot MNT             no more after the next boot; what is mounted stays
        mount.sh --install-only [PKG...]  install what building needs and further Debian packages,
                                          print the directory of the cargo to use
 
@@ -25,6 +27,46 @@ else
 fi
 say() { printf 'mount.sh: %s\n' "$*" >&2; }
 die() { say "$@"; exit 1; }
+# The systemd unit that mounts something at $1.
+unit_of() { echo "snapdisk-$(systemd-escape --path "$1").service"; }
+unit_dir=/etc/systemd/system
+# A mount has to reach the whole system, so nothing here may give the service
+# a mount namespace of its own; Landlock confines the daemon instead.
+unit_text() { # unit_text STORE MNT
+    cat <<END
+[Unit]
+Description=snapdisk: $1 at $2
+Documentation=man:snapdisk(1)
+RequiresMountsFor=$(dirname "$1") $(dirname "$2")
+After=local-fs.target
+Before=remote-fs.target
+
+[Service]
+Type=forking
+ExecStart="$bin_dir/snapdisk" mount -o allow_other "$1" "$2"
+ExecStop="$bin_dir/snapdisk" umount "$2"
+Restart=on-failure
+TimeoutStartSec=infinity
+TimeoutStopSec=300
+UMask=0077
+OOMScoreAdjust=-500
+NoNewPrivileges=yes
+CapabilityBoundingSet=CAP_SYS_ADMIN CAP_SYS_RESOURCE CAP_CHOWN CAP_DAC_OVERRIDE CAP_DAC_READ_SEARCH CAP_FOWNER
+RestrictAddressFamilies=AF_UNIX
+IPAddressDeny=any
+RestrictRealtime=yes
+RestrictSUIDSGID=yes
+RestrictNamespaces=yes
+LockPersonality=yes
+MemoryDenyWriteExecute=yes
+SystemCallArchitectures=native
+KeyringMode=private
+
+[Install]
+WantedBy=multi-user.target
+END
+}
+
 usage_error() { usage >&2; exit 2; }
 
 # Installs those of the packages that are missing.
@@ -73,6 +115,16 @@ mounted_at() {
         END { print found }' /proc/self/mountinfo
 }
 
+enable_at_boot() {
+    local unit
+    unit=$(unit_of "$mnt")
+    unit_text "$store" "$mnt" >"$unit_dir/$unit.new"
+    mv -- "$unit_dir/$unit.new" "$unit_dir/$unit"
+    [ ! -d /run/systemd/system ] || systemctl daemon-reload
+    systemctl enable "$unit" 2>&1 | sed 's/^/mount.sh: /' >&2
+    say "$store is mounted at $mnt at every boot, by $unit"
+}
+
 absolute() { # also where the last part cannot be looked at
     realpath -m -- "$1" 2>/dev/null || echo "$(realpath -m -- "$(dirname -- "$1")")/$(basename -- "$1")"
 }
@@ -87,8 +139,25 @@ case ${1:-} in
         [ -n "$type" ] || { say "nothing is mounted at $mnt"; exit 0; }
         [ "$type" = fuse.snapdisk ] || die "$mnt has a filesystem of type $type, which is left alone"
         PATH=$PATH:$bin_dir exec snapdisk umount "$mnt" ;;
+    --unboot)
+        [ $# = 2 ] || usage_error
+        [ "$uid" = 0 ] || die "only root can change what happens at boot"
+        unit=$(unit_of "$(absolute "$2")")
+        [ -e "$unit_dir/$unit" ] || { say "nothing is mounted at $2 at boot"; exit 0; }
+        systemctl disable "$unit" 2>&1 | sed 's/^/mount.sh: /' >&2
+        rm -f -- "$unit_dir/$unit"
+        [ ! -d /run/systemd/system ] || systemctl daemon-reload
+        exit ;;
+    --boot)
+        [ "$uid" = 0 ] || die "only root can change what happens at boot"
+        command -v systemctl >/dev/null ||
+            die "no systemd here; this line in /etc/fstab does the same:
+  ${3:-$default_store} ${2:-MNT} snapdisk defaults,_netdev 0 0"
+        boot=yes
+        shift ;;
     "" | -*) usage_error ;;
 esac
+case ${1:-} in "" | -*) usage_error ;; esac
 [ $# -le 2 ] || usage_error
 mnt=$(absolute "$1") store=$(absolute "${2:-$default_store}")
 read -r type source <<<"$(mounted_at "$mnt")"
@@ -100,7 +169,11 @@ case $type in
             die "$mnt has another store, $source, mounted; to end that: $0 --umount $mnt"
         store=$source
         # statfs, since the kernel answers stat from its cache for a while.
-        if stat -f -- "$mnt" >/dev/null 2>&1; then say "$store is mounted at $mnt already"; exit 0; fi
+        if stat -f -- "$mnt" >/dev/null 2>&1; then
+            say "$store is mounted at $mnt already"
+            [ -z "${boot:-}" ] || enable_at_boot
+            exit 0
+        fi
         say "the daemon that served $mnt is gone: mounting $store again" ;;
     *) die "$mnt has a filesystem of type $type ($source) mounted: choose another directory" ;;
 esac
@@ -111,11 +184,21 @@ cd "$here" # where a relative CARGO_TARGET_DIR counts from
 cargo build --release --locked
 built=${CARGO_TARGET_DIR:-target}/release/snapdisk
 cmp -s "$built" "$bin_dir/snapdisk" || install -D -m 755 "$built" "$bin_dir/snapdisk"
+# For lines in /etc/fstab, and `mount -t snapdisk`.
+[ "$uid" != 0 ] || ln -sf -- "$bin_dir/snapdisk" /sbin/mount.snapdisk
 [[ ":$PATH:" == *":$bin_dir:"* ]] || say "note: $bin_dir is not on your PATH"
 [ -n "$type" ] || mkdir -p -- "$mnt"
 if [ -z "$(ls -A -- "$store" 2>/dev/null)" ]; then
     mkdir -p -- "$(dirname -- "$store")"
     "$bin_dir/snapdisk" init "$store"
+fi
+if [ -n "${boot:-}" ]; then
+    enable_at_boot
+    if [ -d /run/systemd/system ]; then
+        systemctl start "$(unit_of "$mnt")"
+        say "$store is mounted at $mnt"
+        exit
+    fi
 fi
 "$bin_dir/snapdisk" mount "${options[@]}" "$store" "$mnt"
 say "$store is mounted at $mnt"

@@ -1,6 +1,8 @@
 //! The `snapdisk` command: what the filesystem's own operations cannot say.
 
 use clap::{Parser, Subcommand};
+use std::ffi::OsString;
+use std::path::Path;
 use std::process::ExitCode;
 
 mod ask;
@@ -80,6 +82,46 @@ enum Verb {
     Man(manual::Man),
 }
 
+/// The name under which mount(8) looks for this program.
+const MOUNT_HELPER: &str = "mount.snapdisk";
+
+/// The command line that a call by mount(8) means (none if it is only to
+/// try), None if this is no such call:
+/// `mount.snapdisk STORE MNT [-sfnv] [-N NAMESPACE] [-t TYPE] [-o OPTIONS]`
+/// (mount(8), "EXTERNAL HELPERS").
+pub fn arguments_of_mount(line: impl Iterator<Item = OsString>) -> Option<Option<Vec<OsString>>> {
+    let mut line = line.peekable();
+    let name = line.next()?;
+    if Path::new(&name).file_name()? != MOUNT_HELPER {
+        return None;
+    }
+    let mut arguments: Vec<OsString> = vec!["snapdisk".into(), "mount".into()];
+    while let Some(argument) = line.next() {
+        match argument.to_str() {
+            Some("-o") => {
+                let options = line.next().unwrap_or_default();
+                // What is for mount(8) itself, or is so anyway.
+                let dropped = ["user", "users", "owner", "group", "suid", "dev", "relatime"];
+                let options = options.to_string_lossy();
+                let kept = options
+                    .split(',')
+                    .filter(|option| !dropped.contains(option));
+                arguments.push("-o".into());
+                arguments.push(kept.collect::<Vec<_>>().join(",").into());
+            }
+            Some("-t" | "-N") => drop(line.next()),
+            Some(flags) if flags.starts_with('-') && flags.len() > 1 => {
+                // A mount that is only tried: nothing is to be done.
+                if flags.contains('f') {
+                    return Some(None);
+                }
+            }
+            _ => arguments.push(argument),
+        }
+    }
+    Some(Some(arguments))
+}
+
 /// Does what the command line says. The exit code is not 0 only if it was
 /// done and found damage.
 pub fn run(arguments: Arguments) -> anyhow::Result<ExitCode> {
@@ -139,6 +181,24 @@ mod tests {
             let help = verb.render_long_help().to_string();
             assert!(help.contains("Example"), "{help}");
         }
+    }
+
+    #[test]
+    fn a_line_of_fstab_is_a_mount() {
+        let of = |line: &str| {
+            let words = line.split(' ').map(OsString::from);
+            let found = arguments_of_mount(words)??;
+            Some(found.join(" ".as_ref()).to_string_lossy().into_owned())
+        };
+        assert_eq!(of("/usr/bin/snapdisk mount s m"), None);
+        assert_eq!(
+            of("/sbin/mount.snapdisk /var/s /mnt -n -t snapdisk -o rw,user,threads=2").as_deref(),
+            Some("snapdisk mount /var/s /mnt -o rw,threads=2")
+        );
+        assert_eq!(
+            of("mount.snapdisk s m -s").as_deref(),
+            Some("snapdisk mount s m")
+        );
     }
 
     #[test]

@@ -25,10 +25,12 @@
 //! one manifest; space comes back when nothing reaches a chunk any more.
 //!
 //! # Layers of the crate
-//! Imports go one way: [`cli`] → [`fuse`] → [`tree`] → [`store`] → {[`gc`],
-//! [`verify`], [`repair`], [`recover`]} → [`snapshot`], [`disk`] → {[`map`], [`chunk`]} →
-//! {[`pack`], [`index`], [`manifest`]} → [`backend`] → [`files`] → [`error`],
-//! [`name`]. Only `fuse` knows fuser, only `index` knows sled, only `sys` has
+//! Imports go one way: [`cli`] → [`verbs`] → [`fuse`] → [`tree`] → [`store`] →
+//! {[`gc`], [`verify`], [`repair`], [`recover`], [`usage`], [`diff`],
+//! [`policy`]} → [`snapshot`], [`disk`] → {[`map`], [`chunk`], [`events`],
+//! [`metrics`]} → {[`pack`], [`index`], [`manifest`]} → [`backend`] →
+//! [`files`] → [`error`], [`name`]. What a policy wants is worked out without
+//! a store ([`policy::decide`]), and carried out by [`policy::run`]. Only `fuse` knows fuser, only `index` knows sled, only `sys` has
 //! unsafe code, only `sandbox` knows Landlock; everything below `fuse` is
 //! tested without a mount.
 //!
@@ -66,7 +68,9 @@
 //! 9. A FUSE thread never waits for a disk flush, a fill from a pack, another
 //!    request or backpressure: bounded pools do that work and answer later.
 //!    Lock order is written on the locks; none is held across a reply.
-//! 10. Jumps of the wall clock delete nothing.
+//! 10. Jumps of the wall clock delete nothing: after a gap of more than 48
+//!     hours nothing is deleted for its date for 24. A policy never deletes
+//!     its newest snapshot. "Oldest" follows numbers, not times.
 
 #![deny(missing_docs)]
 #![deny(unsafe_code)]

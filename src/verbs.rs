@@ -5,6 +5,7 @@
 use crate::diff::Side;
 use crate::disk::{Disk, Wait};
 use crate::error::{Error, Result};
+use crate::events::{Event, What};
 use crate::fuse::control::Verbs;
 use crate::manifest::Owner;
 use crate::name::SnapshotName;
@@ -177,6 +178,8 @@ impl StoreVerbs {
                 forget_lost,
             } => {
                 let mut found = |finding: Finding| {
+                    let event = Event::new(What::Damage).reason(finding.to_string());
+                    self.store.events().note(event);
                     teller.say(json!({ "finding": {
                         "text": finding.to_string(),
                         "details": to_json(&finding),

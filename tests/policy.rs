@@ -572,3 +572,40 @@ fn slots_without_a_snapshot_are_recorded() {
         .expect("by the policy");
     assert_eq!(taken["slot"], "2026-03-01T12:00:00Z");
 }
+
+/// "A clock before 1970 or in 2100": a policy works there, too.
+#[test]
+fn a_clock_may_be_anywhere() {
+    if skipped(&[Need::Mount, Need::Program("faketime")]) {
+        return;
+    }
+    for (start, slot, name) in [
+        (
+            "1969-12-30 23:30:00",
+            "1969-12-31 06:00:00",
+            "auto-19691231T060000Z",
+        ),
+        (
+            "2100-02-28 23:30:00",
+            "2100-03-01 06:00:00",
+            "auto-21000301T060000Z",
+        ),
+    ] {
+        let mut clock = Clock::new(start);
+        let web = disk_with(clock.mount.point(), "web", b"web");
+        wait_ready(&take(&web, "nudge"));
+        let policy = "hours = [6]\ntimezone = \"UTC\"\n";
+        fs::write(web.join(".snapshots/policy.toml"), policy).expect("a policy");
+        clock.set(slot);
+        clock.nudge(&web);
+        let path = web.join(".snapshots").join(name);
+        wait_until(name, || path.exists());
+        wait_ready(&path);
+        assert_eq!(
+            fs::read(path.join("disk.img")).expect("it can be read"),
+            b"web"
+        );
+        clock.mount.remount();
+        assert_sound(clock.mount.point());
+    }
+}

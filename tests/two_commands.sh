@@ -14,6 +14,7 @@ fi
 work=$(mktemp -d /var/tmp/snapdisk-test-XXXXXX)
 mnt=$work/mnt store=$work/store
 end() {
+    ./mount.sh --unboot "$mnt" >/dev/null 2>&1 || true
     ./mount.sh --umount "$mnt" >/dev/null 2>&1 || umount -l "$mnt" 2>/dev/null || true
     rm -rf --one-file-system "$work"
 }
@@ -44,6 +45,25 @@ says 0 "is mounted at $mnt" "$mnt"
 says 0 "" --umount "$mnt"
 says 0 "nothing is mounted" --umount "$mnt"
 ! mountpoint -q "$mnt" || fail "it is still mounted"
+
+# As a line of fstab has it.
+mount -t snapdisk "$store" "$mnt" -o noatime,user
+[ "$(cat "$mnt/web/disk.img")" = data ] || fail "the data is gone"
+umount "$mnt"
+
+# After every boot, if there is systemd: its unit is one that systemd takes.
+says 0 "at every boot" --boot "$mnt" "$store"
+unit=snapdisk-$(systemd-escape --path "$mnt").service
+verified=$(systemd-analyze verify "/etc/systemd/system/$unit" 2>&1 | grep -F "$unit" || true)
+[ -z "$verified" ] || fail "systemd says of the unit: $verified"
+[ -L "/etc/systemd/system/multi-user.target.wants/$unit" ] || fail "it is not enabled"
+[ "$(cat "$mnt/web/disk.img")" = data ] || fail "it is not mounted"
+says 0 "at every boot" --boot "$mnt" "$store"
+says 0 "" --unboot "$mnt"
+[ ! -e "/etc/systemd/system/$unit" ] || fail "the unit is still there"
+says 0 "nothing is mounted" --unboot "$mnt"
+says 0 "" --umount "$mnt"
+says 2 "usage" --boot
 says 2 "usage" --umount
 says 2 "usage"
 echo "two_commands.sh: all as it should be"

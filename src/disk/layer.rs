@@ -406,7 +406,9 @@ impl Layer {
     /// Segments that are missing or shorter than what is in them.
     fn look_for_lost(&self) -> Result<BTreeMap<u64, String>> {
         let segments = self.segments.read();
-        // How far each segment has to reach: into its last block.
+        // How far each segment has to reach: to the end of its last block, or
+        // to the layer's end in it.
+        let size = self.size();
         let mut needed: BTreeMap<u64, u64> = BTreeMap::new();
         for (blocks, state) in self.content.read().presence.runs() {
             if state != BlockState::Data {
@@ -416,7 +418,8 @@ impl Layer {
             while at < blocks.end * BLOCK {
                 let index = at / SEGMENT;
                 let end = (blocks.end * BLOCK).min((index + 1) * SEGMENT);
-                needed.insert(index, end - BLOCK + 1 - index * SEGMENT);
+                let reached = end.min(size.max(end - BLOCK + 1));
+                needed.insert(index, reached - index * SEGMENT);
                 at = end;
             }
         }

@@ -96,6 +96,9 @@ impl Store {
         let mut next = catalogue.clone();
         next.entries.insert(link.id, EntryKind::Link);
         self.replace_catalogue(&mut catalogue, next)?;
+        let event = Event::new(What::ImageMade).image(name.as_str());
+        let event = event.disk(disk.name()).snapshot(snapshot.name());
+        self.engine.events.note(event);
         self.engine.links.lock().insert(name.into(), link);
         snapshot.link_count().fetch_add(1, Ordering::SeqCst);
         disk.note_changed(&meta, &snapshot);
@@ -117,6 +120,8 @@ impl Store {
             self.forget_disk(&mut catalogue, &disk)?;
             return Err(error);
         }
+        let event = Event::new(What::ImageMade).image(disk.name());
+        self.engine.events.note(event);
         Ok(disk)
     }
 
@@ -125,6 +130,8 @@ impl Store {
         self.engine.sync_grafts()?;
         let _naming = self.naming.lock();
         self.remove_image_named(name)?;
+        let event = Event::new(What::ImageRemoved).image(name);
+        self.engine.events.note(event);
         self.engine.work.raise(|work| {
             work.seal = true;
             work.collect = true;
