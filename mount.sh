@@ -36,7 +36,6 @@ unit_text() { # unit_text STORE MNT
     cat <<END
 [Unit]
 Description=snapdisk: $1 at $2
-Documentation=man:snapdisk(1)
 RequiresMountsFor=$(dirname "$1") $(dirname "$2")
 After=local-fs.target
 Before=remote-fs.target
