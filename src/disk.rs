@@ -22,7 +22,7 @@ mod live;
 mod opens;
 
 pub use copy::Source;
-pub(crate) use image::{Frozen, Swap, Taking};
+pub(crate) use image::{Swap, Taking};
 pub use live::Seek;
 pub use opens::Opened;
 pub use sealed::{Attempt, Wait};

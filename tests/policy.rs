@@ -302,7 +302,7 @@ impl Clock {
         let store = TestStore::new();
         let file = store.path().join("clock");
         fs::write(&file, format!("@{at}\n")).expect("the clock");
-        let library = sh("ls /usr/lib/*/faketime/libfaketime.so.1");
+        let library = sh("ls /usr/lib/*/faketime/libfaketimeMT.so.1");
         let environment = [
             ("LD_PRELOAD", library.trim().to_owned()),
             ("FAKETIME_TIMESTAMP_FILE", file.display().to_string()),
@@ -608,4 +608,53 @@ fn a_clock_may_be_anywhere() {
         clock.mount.remount();
         assert_sound(clock.mount.point());
     }
+}
+
+/// The kernel checks permissions: whoever owns a disk writes its policy and
+/// takes its snapshots, nobody else does; named ones and groups are root's.
+#[test]
+fn a_second_user_has_the_policies_of_own_disks() {
+    if skipped(&[Need::Mount, Need::Program("setpriv")]) {
+        return;
+    }
+    let store = TestStore::new();
+    let mount = store.mount();
+    let point = mount.point().display().to_string();
+    let web = disk_with(mount.point(), "web", b"web");
+    let db = disk_with(mount.point(), "db", b"db");
+    sh(&format!(
+        "chown {NOBODY}:{NOBODY} {0} {0}/disk.img",
+        web.display()
+    ));
+    let as_nobody = |script: &str| {
+        format!(
+            "cd {point}; setpriv --reuid {NOBODY} --regid {NOBODY} --clear-groups sh -ec '{script}'"
+        )
+    };
+    sh(&as_nobody(
+        "echo \"hours = [3]\" > web/.snapshots/policy.toml; mkdir web/.snapshots/mine; \
+         cat .status/metrics.prom > /dev/null",
+    ));
+    let info = info(&web.join(".snapshots/mine"));
+    assert_eq!(info["kind"].as_str(), Some("manual"));
+    for refused in [
+        "echo \"hours = [3]\" > db/.snapshots/policy.toml",
+        "rm web/../db/.snapshots/policy.toml",
+        "echo \"hours = [3]\" > .policies/mine.toml",
+        "mkdir .snapshots/all",
+        "mkdir db/.snapshots/mine",
+        "setfattr -n snapdisk.hold -v x db/.snapshots/roots",
+    ] {
+        fs::create_dir_all(db.join(".snapshots/roots")).expect("a snapshot");
+        fs::write(db.join(".snapshots/policy.toml"), "hours = [9]\n").expect("a policy");
+        let said = sh_fails(&as_nobody(refused));
+        assert!(
+            said.contains("ermission") || said.contains("denied"),
+            "{refused}: {said}"
+        );
+        assert_eq!(text(&db.join(".snapshots/policy.toml")), "hours = [9]\n");
+    }
+    assert!(!mount.path(".snapshots/all").exists());
+    let by = fs::read_to_string(mount.path(".status/events.jsonl")).expect("events");
+    assert!(by.contains(&format!("user {NOBODY}")), "{by}");
 }

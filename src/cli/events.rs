@@ -1,6 +1,7 @@
 //! `snapdisk events`, `explain` and `wait`: what happened, and why not.
 
 use super::ask::{Place, ask};
+use super::bar::Bar;
 use super::failure::Failure;
 use super::mountinfo::absolute;
 use super::out::say;
@@ -8,7 +9,7 @@ use super::size::human;
 use crate::sys;
 use crate::verbs::Request;
 use clap::Args;
-use serde_json::Value;
+use serde_json::{Value, json};
 use std::io;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -222,6 +223,7 @@ pub(super) fn wait(wait: &Wait) -> anyhow::Result<ExitCode> {
     let began = Instant::now();
     let what = || format!("waiting for {}", wait.snapshot.display());
     let mut pause = Duration::from_millis(20);
+    let bar = Bar::new();
     loop {
         let state =
             sys::get_xattr(&wait.snapshot, "snapdisk.state").map_err(|error| {
@@ -234,9 +236,17 @@ pub(super) fn wait(wait: &Wait) -> anyhow::Result<ExitCode> {
                 }
             })?;
         match &state[..] {
-            b"ready" => return Ok(ExitCode::SUCCESS),
-            b"sealing" => {}
+            b"ready" => {
+                bar.clear();
+                return Ok(ExitCode::SUCCESS);
+            }
+            b"sealing" => {
+                let done = sys::get_xattr(&wait.snapshot, "snapdisk.progress").unwrap_or_default();
+                let done: u64 = String::from_utf8_lossy(&done).parse().unwrap_or(0);
+                bar.show(&json!({ "doing": "sealing", "done": done, "total": 100 }));
+            }
             other => {
+                bar.clear();
                 let state = String::from_utf8_lossy(other);
                 return Err(Failure::new(what(), format_args!("it is {state}"))
                     .hint("`snapdisk verify` says what is damaged")
@@ -247,6 +257,7 @@ pub(super) fn wait(wait: &Wait) -> anyhow::Result<ExitCode> {
             .timeout
             .is_some_and(|most| began.elapsed() >= Duration::from_secs(most));
         if late {
+            bar.clear();
             let error = io::Error::from(io::ErrorKind::TimedOut);
             return Err(
                 Failure::new(what(), format_args!("it is still being sealed: {error}")).into(),
@@ -260,7 +271,6 @@ pub(super) fn wait(wait: &Wait) -> anyhow::Result<ExitCode> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use serde_json::json;
 
     #[test]
     fn an_event_is_one_line_for_people() {

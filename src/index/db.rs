@@ -152,6 +152,10 @@ impl fmt::Debug for Db {
 }
 
 fn open_sled(path: &Path) -> io::Result<Sled> {
+    // Before 1970 it panics, and again while it unwinds.
+    if crate::time::now_ns() < 0 {
+        return Err(io::Error::other("the clock is before 1970"));
+    }
     guarded(|| {
         let config = sled::Config::new()
             .path(path)

@@ -5,11 +5,46 @@
 //! is the moment at which all members are there, or gone.
 
 use super::*;
-use crate::disk::{Frozen, Swap, Taking};
+use crate::disk::{Swap, Taking};
 use crate::events::{By, Event, What};
 use crate::manifest::GroupRecord;
 use crate::name::SnapshotName;
 use crate::snapshot::Snapshot;
+
+/// Disks of a group that are worked on at the same time; each waits for its
+/// files to be on disk.
+const AT_ONCE: usize = 8;
+
+/// Does the same with each of several, some at a time, and answers what came
+/// of it in their order; after an error no more are begun.
+fn on_each<A: Send, T: Send>(all: Vec<A>, work: impl Fn(A) -> Result<T> + Sync) -> Result<Vec<T>> {
+    let mut done = Vec::new();
+    let mut all = all.into_iter().peekable();
+    while all.peek().is_some() {
+        let some: Vec<A> = all.by_ref().take(AT_ONCE).collect();
+        let outcomes: Vec<Result<T>> = std::thread::scope(|scope| {
+            let work = &work;
+            let threads: Vec<_> = some
+                .into_iter()
+                .map(|one| scope.spawn(move || work(one)))
+                .collect();
+            let panicked = |_| {
+                Err(Error::Poisoned {
+                    what: "a group".into(),
+                    cause: "a thread of it panicked".into(),
+                })
+            };
+            threads
+                .into_iter()
+                .map(|thread| thread.join().unwrap_or_else(panicked))
+                .collect()
+        });
+        for outcome in outcomes {
+            done.push(outcome?);
+        }
+    }
+    Ok(done)
+}
 
 /// A group with those of its members that are there.
 #[derive(Clone)]
@@ -79,10 +114,10 @@ impl Store {
                 disk: "any disk of the store".into(),
             });
         }
-        for disk in &disks {
+        on_each(disks.iter().collect(), |disk| {
             disk.check_new_name(&name)?;
-            disk.prepare_to_take()?;
-        }
+            disk.prepare_to_take()
+        })?;
         let _settling = self.engine.settling.read();
         // In the order of their numbers, so that two groups do not wait for
         // each other.
@@ -95,26 +130,22 @@ impl Store {
             disk.check_new_name(&name)?;
             disk.check_quota(taking.kind)?;
         }
-        let mut swaps: Vec<Swap<'_>> = Vec::new();
-        for (disk, meta) in disks.iter().zip(&metas) {
-            swaps.push(disk.begin_swap(meta)?);
-        }
+        let each = || disks.iter().zip(&metas);
+        // From here to the instant nobody can make these images longer.
+        let mut swaps: Vec<Swap<'_>> =
+            on_each(each().collect(), |(disk, meta)| disk.begin_swap(meta))?;
         // The instant: while nobody can begin to write to any disk.
         {
             let _gate = self.engine.gate.write();
-            for ((disk, meta), swap) in disks.iter().zip(&metas).zip(&mut swaps) {
+            for ((disk, meta), swap) in each().zip(&mut swaps) {
                 disk.swap(meta, swap);
             }
         }
-        let mut frozen: Vec<Frozen> = Vec::new();
-        for (disk, swap) in disks.iter().zip(swaps) {
-            frozen.push(disk.end_swap(swap)?);
-        }
-        let mut taken = Vec::new();
-        for ((disk, meta), frozen) in disks.iter().zip(&metas).zip(frozen) {
+        let taken = on_each(each().zip(swaps).collect(), |((disk, meta), swap)| {
+            let frozen = disk.end_swap(swap)?;
             let (next, snapshot) = disk.with_snapshot(&name, frozen, &taking);
-            taken.push((disk.write_next(meta, next)?, snapshot));
-        }
+            Ok((disk.write_next(meta, next)?, snapshot))
+        })?;
         let mut catalogue = self.catalogue.lock();
         let mut next = catalogue.clone();
         let record = GroupRecord {
@@ -136,7 +167,7 @@ impl Store {
         self.groups.lock().insert(record.id, record.clone());
         drop(catalogue);
         let mut members = Vec::new();
-        for ((disk, meta), (next, snapshot)) in disks.iter().zip(&metas).zip(taken) {
+        for ((disk, meta), (next, snapshot)) in each().zip(taken) {
             disk.show_next(meta, next);
             disk.note_taken(&snapshot, &taking);
             members.push((disk.clone(), snapshot));

@@ -18,6 +18,8 @@ const ROWS_MAX: usize = 500_000;
 const FILE: &str = "capacity.csv";
 const HEADER: &str =
     "time,disk,snapshots,size_bytes,stored_bytes,chain_bytes,unsealed_bytes,free_bytes\n";
+/// Points of a line in the drawing.
+const COLUMNS: usize = 960;
 /// Disks that are drawn by themselves: those that have most.
 const DRAWN: usize = 8;
 
@@ -258,6 +260,11 @@ fn draw(rows: &[Row], text: &mut String) -> Result<(), String> {
             true => BLACK.to_rgba(),
             false => Palette99::pick(number).to_rgba(),
         };
+        // No more points than the drawing has columns.
+        let step = points.len().div_ceil(COLUMNS).max(1);
+        let points: Vec<(i64, f64)> = (points.chunks(step))
+            .filter_map(|some| some.last().copied())
+            .collect();
         let label = if disk.is_empty() { "whole store" } else { disk };
         let style = colour.stroke_width(if disk.is_empty() { 1 } else { 2 });
         chart
