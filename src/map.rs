@@ -46,7 +46,7 @@ const FANOUT_BITS: u32 = FANOUT.trailing_zeros();
 
 /// Chunks that one entry of a page of level `level + 1` covers: a chunk at
 /// level 0, else a page of that level.
-const fn span(level: u8) -> u64 {
+pub(crate) const fn span(level: u8) -> u64 {
     1 << (FANOUT_BITS * level as u32)
 }
 

@@ -13,7 +13,7 @@ use crate::disk::Disk;
 use crate::disk::layer::Below;
 use crate::disk::sealed::SealedRoot;
 use crate::error::{Error, Result};
-use crate::map::PageStore;
+use crate::map::{FANOUT, Page, PageStore, span};
 use crate::progress::Progress;
 use crate::snapshot::Snapshot;
 use crate::store::Store;
@@ -230,6 +230,27 @@ struct Record {
 struct Paint {
     root: Arc<SealedRoot>,
     colour: u32,
+    /// Whether it is a snapshot's, of which there may be many of one disk.
+    is_snapshot: bool,
+}
+
+/// What the last root of a series had below one of its pages.
+struct Trail {
+    /// Short ids, by slot; 0 where there is none.
+    below: [u64; FANOUT],
+    /// Length of the records below each.
+    bytes: [u64; FANOUT],
+    /// Slots whose colour no root of the series changes any more.
+    settled: u128,
+}
+
+/// Roots that are painted one after the other, each much like the one before.
+#[derive(Default)]
+struct Series {
+    /// The disks in their colours, and whether they are snapshots.
+    of: Option<(Vec<u32>, bool)>,
+    /// By level and first chunk, of pages above those of chunks.
+    trails: HashMap<(u8, u64), Box<Trail>>,
 }
 
 struct Accounts<'a> {
@@ -239,6 +260,7 @@ struct Accounts<'a> {
     /// Colour of each page, and the length of the records of all chunks
     /// below it.
     walked: IdMap<u64, (u32, u64)>,
+    series: Series,
     unpacked: u64,
 }
 
@@ -259,13 +281,37 @@ impl Accounts<'_> {
     /// its chunks, each counted as often as it is there.
     fn root(&mut self, paint: &Paint) -> Result<u64> {
         self.paint(&paint.root.id, paint.colour);
-        match &paint.root.root.top {
-            Some(top) => self.page(top, paint.colour),
+        let colour = self.palette.colours[paint.colour as usize].as_ref();
+        let of = colour.map(|colour| (colour.disks.clone(), paint.is_snapshot));
+        if self.series.of != of {
+            self.series = Series {
+                of,
+                ..Series::default()
+            };
+        }
+        let root = &paint.root.root;
+        match &root.top {
+            Some(top) => self.page(top, paint.colour, (root.height, 0)),
             None => Ok(0),
         }
     }
 
-    fn page(&mut self, id: &ChunkId, colour: u32) -> Result<u64> {
+    /// Whether no other root of the series changes a colour.
+    fn is_settled(&self, colour: u32) -> bool {
+        let (Some(colour), Some((disks, are_snapshots))) =
+            (&self.palette.colours[colour as usize], &self.series.of)
+        else {
+            return false;
+        };
+        let reached = match colour.snapshots {
+            Reached::ByOthers => true,
+            Reached::SeveralOf(of) => *are_snapshots && disks.iter().all(|disk| *disk == of),
+            Reached::One(_) => false,
+        };
+        reached && disks.iter().all(|disk| colour.disks.contains(disk))
+    }
+
+    fn page(&mut self, id: &ChunkId, colour: u32, at: (u8, u64)) -> Result<u64> {
         let known = self.walked.get(&short(id)).copied();
         let before = known.map_or(NOBODY, |(colour, _)| colour);
         let joined = self.palette.join(before, colour);
@@ -276,14 +322,47 @@ impl Accounts<'_> {
         }
         self.paint(id, colour);
         let page = self.pages.page(id)?;
-        let mut bytes = 0;
-        for (_, entry) in page.entries() {
-            bytes += match page.level() {
-                1 => self.paint(&entry.id, colour),
-                _ => self.page(&entry.id, colour)?,
-            };
-        }
+        let bytes = match page.level() {
+            1 => page
+                .entries()
+                .map(|(_, entry)| self.paint(&entry.id, colour))
+                .sum(),
+            _ => self.below(&page, colour, at)?,
+        };
         self.walked.insert(short(id), (joined, bytes));
+        Ok(bytes)
+    }
+}
+
+impl Accounts<'_> {
+    /// Paints what is below a page of pages; what the root before had there,
+    /// and is settled, is not even looked up.
+    fn below(&mut self, page: &Page, colour: u32, (level, start): (u8, u64)) -> Result<u64> {
+        let before = self.series.trails.remove(&(level, start));
+        let mut trail = before.unwrap_or_else(|| {
+            Box::new(Trail {
+                below: [0; FANOUT],
+                bytes: [0; FANOUT],
+                settled: 0,
+            })
+        });
+        let mut bytes = 0;
+        for (slot, entry) in page.entries() {
+            let id = short(&entry.id);
+            let bit = 1 << slot;
+            if trail.below[slot] != id || trail.settled & bit == 0 {
+                let at = (level - 1, start + slot as u64 * span(level - 1));
+                trail.below[slot] = id;
+                trail.bytes[slot] = self.page(&entry.id, colour, at)?;
+                let colour = self.walked.get(&id).map_or(NOBODY, |(colour, _)| *colour);
+                match self.is_settled(colour) {
+                    true => trail.settled |= bit,
+                    false => trail.settled &= !bit,
+                }
+            }
+            bytes += trail.bytes[slot];
+        }
+        self.series.trails.insert((level, start), trail);
         Ok(bytes)
     }
 }
@@ -354,6 +433,7 @@ impl Store {
             palette: Palette::new(disk_of),
             records,
             walked: IdMap::default(),
+            series: Series::default(),
             unpacked,
         })
     }
@@ -395,7 +475,11 @@ impl Store {
             });
             let root = root.clone();
             logical_bytes += root.root.count * unit;
-            accounts.root(&Paint { root, colour })?;
+            accounts.root(&Paint {
+                root,
+                colour,
+                is_snapshot: false,
+            })?;
         }
         let mut stored = Vec::new();
         for (number, (disk, _, root)) in views.snapshots.iter().enumerate() {
@@ -410,7 +494,11 @@ impl Store {
                 disks: vec![*disk as u32],
             });
             logical_bytes += root.root.count * unit;
-            stored.push(Some(accounts.root(&Paint { root, colour })?));
+            stored.push(Some(accounts.root(&Paint {
+                root,
+                colour,
+                is_snapshot: true,
+            })?));
         }
         let mut unique = vec![0; views.snapshots.len()];
         let mut chains = vec![0; views.disks.len()];
@@ -520,8 +608,11 @@ impl Store {
         let roots = views.others.iter().map(|(_, root)| root.clone());
         let roots = roots.chain(rest.into_iter().filter_map(|(_, _, root)| root.clone()));
         for root in roots {
-            let colour = others;
-            accounts.root(&Paint { root, colour })?;
+            accounts.root(&Paint {
+                root,
+                colour: others,
+                is_snapshot: false,
+            })?;
         }
         let mut sealing = 0;
         for (number, (_, _, root)) in chosen.iter().enumerate() {
@@ -533,7 +624,11 @@ impl Store {
                 snapshots: Reached::One(number as u32),
                 disks: Vec::new(),
             });
-            accounts.root(&Paint { root, colour })?;
+            accounts.root(&Paint {
+                root,
+                colour,
+                is_snapshot: true,
+            })?;
         }
         let (mut bytes, mut sum_of_unique_bytes) = (0, 0);
         for record in accounts.records.values() {

@@ -162,6 +162,11 @@ impl<'a> SealPass<'a> {
         Ok(self.roots)
     }
 
+    /// New map pages that it holds in memory.
+    pub fn pages(&self) -> usize {
+        self.pages.fresh.lock().len()
+    }
+
     /// Layers sealed so far.
     pub fn layers(&self) -> usize {
         self.roots.len()

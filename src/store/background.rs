@@ -33,6 +33,10 @@ const PASS_BYTES: u64 = 1 << 30;
 /// Layers sealed in one pass.
 const PASS_LAYERS: usize = 64;
 
+/// Map pages that a pass holds in memory, from which on it ends: some 10 KiB
+/// each.
+const PASS_PAGES: usize = 4096;
+
 /// What a thread does until the store closes.
 type Body = Box<dyn FnOnce(&Weak<Store>, &Engine) + Send>;
 
@@ -168,7 +172,8 @@ impl Store {
                     }
                     Err(error) => return Err(error),
                 }
-                if bytes >= PASS_BYTES || layers.len() >= PASS_LAYERS {
+                if bytes >= PASS_BYTES || layers.len() >= PASS_LAYERS || pass.pages() >= PASS_PAGES
+                {
                     break 'disks;
                 }
             }
