@@ -33,10 +33,11 @@ unit_dir=/etc/systemd/system
 # A mount has to reach the whole system, so nothing here may give the service
 # a mount namespace of its own; Landlock confines the daemon instead.
 unit_text() { # unit_text STORE MNT
+    set -- "${1//%/%%}" "${2//%/%%}"
     cat <<END
 [Unit]
 Description=snapdisk: $1 at $2
-RequiresMountsFor=$(dirname "$1") $(dirname "$2")
+RequiresMountsFor="$(dirname "$1")" "$(dirname "$2")"
 After=local-fs.target
 Before=remote-fs.target
 

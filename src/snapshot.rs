@@ -213,6 +213,14 @@ impl Snapshot {
         news
     }
 
+    /// Whether it is going to be sealed some time.
+    pub(crate) fn is_being_sealed(&self) -> bool {
+        match &*self.base.read() {
+            Below::Layer(layer) => !layer.is_stuck(),
+            _ => false,
+        }
+    }
+
     /// "sealing", "ready" or "damaged".
     pub fn state(&self) -> &'static str {
         if self.damaged.load(Ordering::Relaxed) {

@@ -88,6 +88,15 @@ fn a_policy_is_written_as_files_are() {
         "cd {at}; {{ echo 'hours = ['; echo '1,'; /bin/echo '2]'; }} > policy.toml"
     ));
     assert_eq!(text(&policy), "hours = [\n1,\n2]\n");
+    // Also where there was none, and a part of it is one already.
+    fs::remove_file(&policy).expect("rm");
+    sh(&format!(
+        "cd {at}; {{ echo 'hours = [7]'; /bin/echo '# x'; cat <(echo 'retain_days = 3'); }} > policy.toml"
+    ));
+    assert_eq!(text(&policy), "hours = [7]\n# x\nretain_days = 3\n");
+    sh(&format!(
+        "cd {at}; printf 'hours = [\\n1,\\n2]\\n' > policy.toml"
+    ));
     sh(&format!("cd {at}; sed -i 's/^2/3/' policy.toml"));
     assert_eq!(text(&policy), "hours = [\n1,\n3]\n");
     sh(&format!(
@@ -423,6 +432,12 @@ fn a_year_goes_by_as_planned() {
     let mut expected: BTreeSet<String> = planned[planned.len() - 19..].iter().cloned().collect();
     expected.insert(planned[90].clone());
     assert_eq!(automatic(&web), expected);
+    // A limit that was lowered is reached at the next slot.
+    snapdisk(&["set", &point, "max_automatic_snapshots=5"]);
+    clock.set("2027-01-01 12:00:00");
+    clock.nudge(&web);
+    wait_until("there is room for one", || automatic(&web).len() == 5);
+    assert!(automatic(&web).contains("auto-20270101T120000Z"));
     assert_eq!(clock.count("missed"), 0);
     let by_quota = |event: &Value| event["event"] == "deleted" && event["by"] == "quota";
     assert!(clock.events().iter().any(by_quota));

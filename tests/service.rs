@@ -277,6 +277,29 @@ fn a_group_is_all_or_none() {
     assert!(!group("last").exists());
     fs::create_dir(group("last")).expect("the name is free");
 
+    // One of them has no image: none is taken, and the others' manifests say
+    // what is written, also to the end of one that grows.
+    fs::create_dir(point.join("bare")).expect("a disk without an image");
+    snapdisk_fails(&[
+        "snapshot",
+        "none",
+        &shown(&point.join("a")),
+        &shown(&point.join("bare")),
+    ]);
+    assert!(!member("a", "none").exists());
+    let long = noise(4, 300_000);
+    fs::write(point.join("a/disk.img"), &long).expect("it grows");
+    File::open(point.join("a/disk.img"))
+        .and_then(|file| file.sync_all())
+        .expect("a sync");
+    mount.kill9();
+    mount.remount();
+    assert_same(
+        &fs::read(point.join("a/disk.img")).expect("a"),
+        &long,
+        "what grew",
+    );
+
     let (a, c) = (shown(&point.join("a")), shown(&point.join("c")));
     snapdisk(&["snapshot", "some", &a, &c]);
     assert_eq!(

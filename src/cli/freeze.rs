@@ -9,7 +9,7 @@ use super::failure::Failure;
 use crate::sys::{self, Forked};
 use crate::tree::IMAGE_FILE;
 use std::fs::{self, File};
-use std::io::{self, Read};
+use std::io::{self, Read, Write};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
@@ -109,28 +109,38 @@ pub(super) fn freeze(disks: &[PathBuf]) -> Result<Option<Frozen>, Failure> {
         if let Err(error) = sys::block_end_signals() {
             eprintln!("snapdisk: {error}");
         }
-        // Whatever this says, it is the end.
-        let _ = end.read(&mut [0]);
-        for file in &files {
-            // EINVAL: this one was not frozen.
-            let _ = sys::thaw(file);
+        // Whatever this says, it is the end; before it come the numbers of
+        // those that somebody else has frozen.
+        let mut others = Vec::new();
+        let _ = end.read_to_end(&mut others);
+        for (number, file) in files.iter().enumerate() {
+            if !others.iter().any(|other| usize::from(*other) == number) {
+                // EINVAL: this one was not frozen.
+                let _ = sys::thaw(file);
+            }
         }
         drop(thawed);
         std::process::exit(0);
     }
     drop((end, thawed));
-    let frozen = Frozen {
+    let mut frozen = Frozen {
         thaw: Some(thaw),
         done,
     };
-    for (file, point) in files.iter().zip(&points) {
-        sys::freeze(file).map_err(|error| match error.raw_os_error() {
+    for (number, (file, point)) in files.iter().zip(&points).enumerate() {
+        let Err(error) = sys::freeze(file) else {
+            continue;
+        };
+        if let (Some(thaw), Ok(number)) = (&mut frozen.thaw, u8::try_from(number)) {
+            thaw.write_all(&[number]).map_err(failed)?;
+        }
+        return Err(match error.raw_os_error() {
             Some(libc::EBUSY) => Failure::new(
                 format_args!("freezing {}", point.display()),
                 "somebody else has frozen it",
             ),
             _ => Failure::system("freezing", point, &error),
-        })?;
+        });
     }
     Ok(Some(frozen))
 }

@@ -222,6 +222,9 @@ impl Disk {
     /// From now on writers go to the new head. Waits for nothing.
     pub(crate) fn swap(&self, meta: &Meta<'_>, swap: &mut Swap<'_>) {
         if let Some((next, named)) = swap.next.take() {
+            if let Some(live) = &next.live {
+                live.head.set_modified_ns(swap.old.modified_ns());
+            }
             self.show(meta, next, named);
         }
         swap.at_ns = time::now_ns();
@@ -496,33 +499,40 @@ impl Disk {
                 limit: NUMBER_LIMIT.into(),
             });
         }
-        // What is kept before something is lost is kept at all events.
-        if kind == SnapshotKind::Kept || self.is_import() {
+        // What is kept before something is lost is kept at all events, and
+        // for an automatic one a policy has found what makes room.
+        if kind != SnapshotKind::Manual || self.is_import() {
             return Ok(());
         }
-        let settings = *self.engine.settings.read();
+        self.check_manual_quota()?;
+        let limit = self.engine.settings.read().max_snapshots;
         let (manual, automatic) = self.count_snapshots();
-        let (words, count, limit) = match kind {
-            SnapshotKind::Automatic => {
-                // One more for a moment: what makes room for it goes after.
-                let limit = settings.max_automatic_snapshots.saturating_add(1);
-                ("automatic snapshots", automatic, limit)
-            }
-            _ => ("manual snapshots", manual, settings.max_manual_snapshots),
-        };
-        let quota = |words: &str, limit: u32| Error::Quota {
-            what: format!("{words} of disk {}", self.name()),
-            limit: limit.into(),
-        };
-        if count >= limit as usize {
-            return Err(quota(words, limit));
-        }
-        match settings.max_snapshots {
-            Some(limit) if kind == SnapshotKind::Manual && manual + automatic >= limit as usize => {
-                Err(quota("snapshots", limit))
-            }
+        match limit {
+            Some(limit) if manual + automatic >= limit as usize => Err(Error::Quota {
+                what: format!("snapshots of disk {}", self.name()),
+                limit: limit.into(),
+            }),
             _ => Ok(()),
         }
+    }
+
+    /// Checks that there may be one more manual snapshot, whatever there is
+    /// of others.
+    pub(crate) fn check_manual_quota(&self) -> Result<()> {
+        let limit = self.engine.settings.read().max_manual_snapshots;
+        let (manual, _) = self.count_snapshots();
+        match manual >= limit as usize {
+            true => Err(Error::Quota {
+                what: format!("manual snapshots of disk {}", self.name()),
+                limit: limit.into(),
+            }),
+            false => Ok(()),
+        }
+    }
+
+    /// Whether there is an image that can be swapped.
+    pub(crate) fn check_live(&self) -> Result<()> {
+        self.writable_live().map(drop)
     }
 
     /// Manual and automatic snapshots.

@@ -439,6 +439,21 @@ impl Layer {
         Ok(lost)
     }
 
+    /// Whether it cannot be sealed, or lies over one that cannot.
+    pub fn is_stuck(&self) -> bool {
+        if self.unsealable.get().is_some() || self.broken.is_some() {
+            return true;
+        }
+        let mut below = self.below().settled();
+        while let Below::Layer(layer) = below {
+            if layer.unsealable.get().is_some() || layer.broken.is_some() {
+                return true;
+            }
+            below = layer.below().settled();
+        }
+        matches!(below, Below::Lost(_))
+    }
+
     /// Whether it has to be synced before a manifest may say how long it is.
     pub fn is_end_unsettled(&self) -> bool {
         self.cleared.load(Ordering::SeqCst)

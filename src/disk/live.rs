@@ -62,9 +62,14 @@ impl Disk {
     /// The head, counted into.
     pub(super) fn enter(&self) -> Result<Entered> {
         self.check_poisoned()?;
-        let _gate = self.engine.gate.read();
-        match &self.state.read().live {
-            Some(live) => Ok(live.head.enter()),
+        let entered = {
+            let _gate = self.engine.gate.read();
+            let state = self.state.read();
+            state.live.as_ref().map(|live| live.head.enter())
+        };
+        // Neither is held any more: what follows looks at the state again.
+        match entered {
+            Some(entered) => Ok(entered),
             None if self.imported().is_some() => Err(Error::ReadOnly {
                 what: format!("the image {}", self.name()),
             }),

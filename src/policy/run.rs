@@ -123,7 +123,7 @@ impl Store {
                 manual: kind == SnapshotKind::Manual,
                 expires_ns: snapshot.notes().expires_ns,
                 held: !disk.held_by(&snapshot).is_empty(),
-                sealing: snapshot.state() == "sealing",
+                sealing: snapshot.is_being_sealed(),
             }
         };
         disk.list_snapshots().into_iter().map(known).collect()

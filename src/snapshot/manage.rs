@@ -86,7 +86,7 @@ impl Disk {
             let waiting = self
                 .layers()
                 .iter()
-                .filter(|layer| layer.is_frozen() && layer.unsealable.get().is_none())
+                .filter(|layer| layer.is_frozen() && !layer.is_stuck())
                 .count();
             if waiting <= UNSEALED_MAX {
                 return Ok(());
@@ -178,7 +178,7 @@ impl Disk {
         self.check_new_name(to.as_str())?;
         let before = snapshot.notes();
         if before.kind == SnapshotKind::Automatic {
-            self.check_quota(SnapshotKind::Manual)?;
+            self.check_manual_quota()?;
             snapshot.set_notes(Notes {
                 kind: SnapshotKind::Manual,
                 expires_ns: None,

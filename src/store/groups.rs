@@ -16,11 +16,19 @@ use crate::snapshot::Snapshot;
 const AT_ONCE: usize = 8;
 
 /// Does the same with each of several, some at a time, and answers what came
-/// of it in their order; after an error no more are begun.
+/// of it in their order.
 fn on_each<A: Send, T: Send>(all: Vec<A>, work: impl Fn(A) -> Result<T> + Sync) -> Result<Vec<T>> {
-    let mut done = Vec::new();
+    outcomes_of(all, work).into_iter().collect()
+}
+
+/// [`on_each`] that answers each outcome; after an error no more are begun.
+fn outcomes_of<A: Send, T: Send>(
+    all: Vec<A>,
+    work: impl Fn(A) -> Result<T> + Sync,
+) -> Vec<Result<T>> {
+    let mut done: Vec<Result<T>> = Vec::new();
     let mut all = all.into_iter().peekable();
-    while all.peek().is_some() {
+    while all.peek().is_some() && done.iter().all(Result::is_ok) {
         let some: Vec<A> = all.by_ref().take(AT_ONCE).collect();
         let outcomes: Vec<Result<T>> = std::thread::scope(|scope| {
             let work = &work;
@@ -39,11 +47,9 @@ fn on_each<A: Send, T: Send>(all: Vec<A>, work: impl Fn(A) -> Result<T> + Sync) 
                 .map(|thread| thread.join().unwrap_or_else(panicked))
                 .collect()
         });
-        for outcome in outcomes {
-            done.push(outcome?);
-        }
+        done.extend(outcomes);
     }
-    Ok(done)
+    done
 }
 
 /// A group with those of its members that are there.
@@ -129,11 +135,25 @@ impl Store {
         for disk in &disks {
             disk.check_new_name(&name)?;
             disk.check_quota(taking.kind)?;
+            disk.check_live()?;
         }
         let each = || disks.iter().zip(&metas);
         // From here to the instant nobody can make these images longer.
-        let mut swaps: Vec<Swap<'_>> =
-            on_each(each().collect(), |(disk, meta)| disk.begin_swap(meta))?;
+        let begun = outcomes_of(each().collect(), |(disk, meta)| disk.begin_swap(meta));
+        if begun.iter().any(Result::is_err) {
+            // Manifests name new heads already: those have to be written to,
+            // or what is written now is behind a layer's end after a crash.
+            let mut outcome = Ok(());
+            for ((disk, meta), begun) in each().zip(begun) {
+                let ended = begun.and_then(|mut swap| {
+                    disk.swap(meta, &mut swap);
+                    disk.end_swap(swap)
+                });
+                outcome = outcome.and(ended.map(drop));
+            }
+            return Err(outcome.err().unwrap_or(Error::Closing));
+        }
+        let mut swaps: Vec<Swap<'_>> = begun.into_iter().flatten().collect();
         // The instant: while nobody can begin to write to any disk.
         {
             let _gate = self.engine.gate.write();
@@ -147,6 +167,8 @@ impl Store {
             Ok((disk.write_next(meta, next)?, snapshot))
         })?;
         let mut catalogue = self.catalogue.lock();
+        // Another one of this name, of other disks, may have been faster.
+        self.check_new_group(&name)?;
         let mut next = catalogue.clone();
         let record = GroupRecord {
             id: taking.group.unwrap_or_default(),
@@ -160,18 +182,19 @@ impl Store {
                 .map(|(disk, (_, snapshot))| (disk.id(), snapshot.id))
                 .collect(),
         };
-        self.forget_empty_groups(&mut next);
+        self.forget_empty_groups(&catalogue, &mut next);
         next.entries.insert(record.id, EntryKind::Group);
         self.engine.manifests.replace(&record)?;
         self.replace_catalogue(&mut catalogue, next)?;
         self.groups.lock().insert(record.id, record.clone());
-        drop(catalogue);
         let mut members = Vec::new();
         for ((disk, meta), (next, snapshot)) in each().zip(taken) {
             disk.show_next(meta, next);
             disk.note_taken(&snapshot, &taking);
             members.push((disk.clone(), snapshot));
         }
+        // Not before its members show, or it looks as if it had none.
+        drop(catalogue);
         drop(metas);
         let names: Vec<String> = disks.iter().map(|disk| disk.name()).collect();
         self.engine.events.note(
@@ -194,11 +217,15 @@ impl Store {
     }
 
     /// Takes groups off the catalogue whose members were all deleted.
-    fn forget_empty_groups(&self, next: &mut Catalogue) {
+    /// One of a disk that could not be read may still have them.
+    fn forget_empty_groups(&self, catalogue: &Catalogue, next: &mut Catalogue) {
         let records: Vec<GroupRecord> = self.groups.lock().values().cloned().collect();
         for record in records {
             let id = record.id;
-            if self.group_of(record).members.is_empty() {
+            let known = record.members.iter().all(|(disk, _)| {
+                self.disk_by_id(*disk).is_some() || !catalogue.entries.contains_key(disk)
+            });
+            if known && self.group_of(record).members.is_empty() {
                 next.entries.remove(&id);
                 self.groups.lock().remove(&id);
             }
@@ -245,6 +272,7 @@ impl Store {
         self.replace_catalogue(&mut catalogue, next)?;
         self.groups.lock().remove(&found.record.id);
         drop(catalogue);
+        let mut outcome = Ok(());
         for (disk, snapshot) in &found.members {
             let at = disks
                 .iter()
@@ -253,8 +281,9 @@ impl Store {
                 continue;
             };
             // It is gone whatever becomes of this.
-            disk.forget_now(meta, &snapshot.name())?;
-            disk.note_deleted(&snapshot.name(), by);
+            let name = snapshot.name();
+            outcome = outcome.and(disk.forget_now(meta, &name));
+            disk.note_deleted(&name, by);
         }
         drop(metas);
         let event = Event::new(What::Deleted).group(name).by(by);
@@ -263,6 +292,7 @@ impl Store {
             work.seal = true;
             work.collect = true;
         });
+        outcome?;
         self.engine
             .manifests
             .delete(&manifest::entry_key(&found.record.id, EntryKind::Group))

@@ -51,6 +51,8 @@ struct Body {
     unseen: bool,
     /// Written to, or cut, at all.
     changed: bool,
+    /// The policy that it has become; what is written on changes that.
+    installed: Option<(Becomes, String)>,
     /// A part of it was refused, so that the rest is not what was meant.
     refused: bool,
 }
@@ -124,6 +126,7 @@ impl Drafts {
                 modified: SystemTime::now(),
                 unseen: false,
                 changed: false,
+                installed: None,
                 refused: false,
             }),
         })
@@ -342,9 +345,12 @@ impl Tree {
 
     /// A scratch file, or a policy that is made.
     pub fn draft(&self, place: u32, number: u32) -> Result<Arc<Draft>> {
-        let found = self.drafts.by_number(place, number);
+        let found = self.drafts.by_number(place, number).map(|(_, draft)| draft);
+        // It may be a policy by now, and still be open.
+        let node = Node::Draft(place, number);
+        let open = || self.drafts.open.lock().get(&node).and_then(Weak::upgrade);
         found
-            .map(|(_, draft)| draft)
+            .or_else(open)
             .ok_or_else(|| missing("file", format!("scratch file {number}")))
     }
 
@@ -401,7 +407,11 @@ impl Tree {
     /// The draft that a file of policies is written through.
     pub fn open_draft(&self, node: Node) -> Result<Arc<Draft>> {
         if let Node::Draft(place, number) = node {
-            return self.draft(place, number);
+            let draft = self.draft(place, number)?;
+            let mut open = self.drafts.open.lock();
+            open.retain(|_, draft| draft.strong_count() > 0);
+            open.insert(node, Arc::downgrade(&draft));
+            return Ok(draft);
         }
         let text = self.policy_text(node)?;
         let (place, _) = self.policy_place(node)?;
@@ -418,12 +428,13 @@ impl Tree {
     }
 
     /// What a draft becomes, and under which name; None for scratch.
-    fn purpose(&self, node: Node) -> Result<Option<(Becomes, String)>> {
+    fn purpose(&self, node: Node, draft: &Draft) -> Result<Option<(Becomes, String)>> {
         let (place, name) = match node {
             Node::Draft(place, number) => match self.drafts.by_number(place, number) {
                 Some((name, _)) => (place, name),
-                // Renamed over something, or removed, while it was open.
-                None => return Ok(None),
+                // A policy by now, or renamed over something, or removed, while
+                // it was open.
+                None => return Ok(draft.body.lock().installed.clone()),
             },
             policy => self.policy_place(policy)?,
         };
@@ -458,7 +469,7 @@ impl Tree {
         }
         bytes[start..end].copy_from_slice(data);
         // In the middle of an old text a new one may begin.
-        if appended && let Some((becomes, name)) = self.purpose(node)? {
+        if appended && let Some((becomes, name)) = self.purpose(node, draft)? {
             let text = String::from_utf8_lossy(&bytes);
             if let Err(rejection) = policy::check_so_far(&text) {
                 return Err(self.reject(draft.place, &becomes, &name, &rejection));
@@ -513,7 +524,7 @@ impl Tree {
         if !std::mem::take(&mut draft.body.lock().unseen) {
             return Ok(());
         }
-        let Some((becomes, name)) = self.purpose(node)? else {
+        let Some((becomes, name)) = self.purpose(node, draft)? else {
             return Ok(());
         };
         if draft.body.lock().refused {
@@ -528,7 +539,9 @@ impl Tree {
         match outcome {
             Ok(text) => {
                 let owner = draft.body.lock().owner;
-                self.install(draft.place, becomes, &name, text, owner)
+                self.install(draft.place, becomes.clone(), &name, text, owner)?;
+                draft.body.lock().installed = Some((becomes, name));
+                Ok(())
             }
             Err(rejection) => Err(self.reject(draft.place, &becomes, &name, &rejection)),
         }
