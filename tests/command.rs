@@ -170,8 +170,15 @@ fn mounts_end_cleanly() -> Outcome {
     let store = TestStore::new();
     let mut child = start_in_foreground(&store)?;
     let image = disk_with(&store.point(), "web", b"kept").join("disk.img");
-    sys::kill(child.id(), libc::SIGTERM)?;
-    assert!(child.wait()?.success(), "exit code 0");
+    // Another test's command that is just being started has our files open
+    // for a moment, and then it only says that it is in use.
+    let mut ended = None;
+    wait_until("SIGTERM ends it", || {
+        sys::kill(child.id(), libc::SIGTERM).expect("it is not waited for yet");
+        ended = child.try_wait().expect("it is ours");
+        ended.is_some()
+    });
+    assert!(ended.is_some_and(|status| status.success()), "exit code 0");
     assert!(!store.point().join(".images").exists());
 
     let mount = store.mount();
