@@ -24,6 +24,7 @@ mod size;
 mod table;
 mod umount;
 mod usage;
+mod value;
 
 /// The exit code of a command line that cannot be meant.
 const USAGE: u8 = 2;

@@ -511,7 +511,11 @@ impl Disk {
     }
 
     /// Makes `next` durable, and answers the unsealed layers that it names.
-    fn write_manifest(&self, _meta: &Meta<'_>, next: &mut State) -> Result<HashSet<LayerId>> {
+    pub(crate) fn write_manifest(
+        &self,
+        _meta: &Meta<'_>,
+        next: &mut State,
+    ) -> Result<HashSet<LayerId>> {
         let previous = next.nonce;
         next.sequence += 1;
         next.nonce = Some(Uuid::new_v4());
@@ -524,7 +528,7 @@ impl Disk {
     }
 
     /// Shows everybody a state that is durable.
-    fn show(&self, _meta: &Meta<'_>, next: State, named: HashSet<LayerId>) {
+    pub(crate) fn show(&self, _meta: &Meta<'_>, next: State, named: HashSet<LayerId>) {
         *self.durable_layers.lock() = named;
         for (name, snapshot) in &next.snapshots {
             snapshot.set_name(name);

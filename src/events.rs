@@ -349,11 +349,6 @@ impl EventLog {
         self.state.lock().bytes as u64
     }
 
-    /// The number that the next event gets.
-    pub fn next(&self) -> u64 {
-        self.state.lock().next
-    }
-
     /// Events from number `first` on, after a wait of at most `patience` for
     /// the first of them. Empty if there is none by then.
     pub fn since(&self, first: u64, patience: Duration) -> Vec<Event> {

@@ -8,9 +8,9 @@
 
 use crate::manifest::Settings;
 use crate::time;
+use jiff::Timestamp;
 use jiff::civil::{DateTime, Weekday};
 use jiff::tz::{AmbiguousOffset, TimeZone};
-use jiff::{SignedDuration, Timestamp};
 use std::collections::BTreeSet;
 
 mod parse;
@@ -143,7 +143,7 @@ impl Policy {
     pub fn expires(&self, taken_ns: i64) -> Option<i64> {
         match self.retention {
             Retention::Forever => None,
-            Retention::Days(days) => Some(taken_ns.saturating_add(i64::from(days) * DAY_NS)),
+            Retention::Days(days) => Some(taken_ns.saturating_add(days_ns(days))),
         }
     }
 
@@ -427,7 +427,7 @@ fn deletion(at_ns: i64, name: &str, reason: String) -> Planned {
 /// Whole days as a span of time in nanoseconds; what is too long is the
 /// longest there is.
 pub fn days_ns(days: u32) -> i64 {
-    i64::try_from(SignedDuration::from_hours(i64::from(days) * 24).as_nanos()).unwrap_or(i64::MAX)
+    i64::from(days).saturating_mul(DAY_NS)
 }
 
 /// A plan as JSON: `{"slots": [{"time", "local", "snapshot", "expires",

@@ -559,15 +559,15 @@ impl Store {
             0 => 1.0,
             b => (a as f64 / b as f64 * 100.0).round() / 100.0,
         };
-        let reached: u64 = accounts.unpacked;
+        let plain_bytes = accounts.unpacked;
         Ok(Usage {
             logical_bytes,
-            plain_bytes: reached,
+            plain_bytes,
             stored_bytes: stats.stored_bytes,
             unsealed_bytes: disks.iter().map(|disk| disk.unsealed_bytes).sum(),
             unreached_bytes,
-            deduplication: ratio(logical_bytes, reached),
-            compression: ratio(reached, stats.stored_bytes),
+            deduplication: ratio(logical_bytes, plain_bytes),
+            compression: ratio(plain_bytes, stats.stored_bytes),
             free_bytes: space.free_bytes,
             total_bytes: space.total_bytes,
             disks,

@@ -133,7 +133,7 @@ impl Place {
 /// The store and the name of a disk (`web`), a snapshot (`web@first`) or an
 /// image (`.images/golden.img`), by a path in its mount: a directory, or the
 /// raw image in it.
-pub(super) fn thing_of(given: &Path) -> Result<(Place, String), Failure> {
+fn thing_of(given: &Path) -> Result<(Place, String), Failure> {
     // Through links, as `latest` and those of groups are.
     let path =
         fs::canonicalize(given).map_err(|error| Failure::system("opening", given, &error))?;
@@ -163,6 +163,25 @@ pub(super) fn thing_of(given: &Path) -> Result<(Place, String), Failure> {
         }
     };
     Ok((Place::find(Some(&path))?, name))
+}
+
+/// [`thing_of`] several, which have to be of one store.
+pub(super) fn things_of(given: &[impl AsRef<Path>]) -> Result<(Place, Vec<String>), Failure> {
+    let mut place = None;
+    let mut names = Vec::new();
+    for path in given.iter().map(AsRef::as_ref) {
+        let (found, name) = thing_of(path)?;
+        if place.as_ref().is_some_and(|place| *place != found) {
+            return Err(Failure::usage(
+                path.display(),
+                "this is in another store than the one before it",
+            ));
+        }
+        place = Some(found);
+        names.push(name);
+    }
+    let place = place.ok_or_else(|| Failure::usage("which?", "nothing is named"))?;
+    Ok((place, names))
 }
 
 /// Opens an unmounted store for one command; its log takes what is found.

@@ -3,18 +3,20 @@
 //! In a mount they are file operations, so that the kernel checks who may;
 //! on an unmounted store they are calls of the library.
 
-use super::ask::{Place, close, mounts, open, thing_of};
+use super::ask::{Place, ask, close, mounts, open, things_of};
 use super::bar::Bar;
 use super::failure::{Failure, of_library};
 use super::mountinfo::absolute;
 use super::out::say;
 use crate::disk::Disk;
 use crate::error::Error;
+use crate::manifest::Owner;
 use crate::name::SnapshotName;
 use crate::store::Store;
 use crate::sys;
 use crate::tree::SNAPSHOTS;
 use crate::tree::attribute::ROLLBACK;
+use crate::verbs::Request;
 use clap::Args;
 use serde_json::{Value, json};
 use std::ffi::{OsStr, OsString};
@@ -164,31 +166,49 @@ fn take_in_mount(names: &[OsString], freeze: bool) -> Result<Vec<Outcome>, Failu
     };
     drop(frozen);
     let all = disks.iter().map(|disk| disk.to_string_lossy().into_owned());
-    Ok(match outcome {
-        Ok(()) => all.map(|disk| (disk, shown.clone(), Ok(()))).collect(),
-        Err(failure) => {
-            let all: Vec<String> = all.collect();
-            vec![(all.join(", "), shown, Err(failure))]
-        }
-    })
+    Ok(all_or_none(all.collect(), &shown, outcome))
 }
 
 fn take_group(dirs: &[PathBuf], name: &OsStr) -> Result<(), Failure> {
-    let mut disks = Vec::new();
-    let mut place = None;
-    for dir in dirs {
-        let (found, disk) = thing_of(dir)?;
-        if place.as_ref().is_some_and(|place| *place != found) {
-            return Err(Failure::usage(
-                dir.display(),
-                "this is in another store than the one before it",
-            ));
-        }
-        place = Some(found);
-        disks.push(disk);
+    let (place, disks) = things_of(dirs)?;
+    ask_for_group(&place, &name.to_string_lossy(), disks)
+}
+
+/// Takes a snapshot of several disks at one instant, through the mount.
+fn ask_for_group(place: &Place, name: &str, disks: Vec<String>) -> Result<(), Failure> {
+    let request = Request::Group {
+        name: name.to_owned(),
+        disks,
+        uid: sys::user(),
+        gid: sys::group(),
+    };
+    ask(place, &request, &mut |_| ()).map(drop)
+}
+
+/// The same in a store that nobody has mounted.
+fn take_group_opened(store: &Store, name: &str, disks: &[String]) -> Result<(), Error> {
+    let name = SnapshotName::parse_manual(OsStr::new(name))?;
+    let disks = disks
+        .iter()
+        .map(|disk| find(store, disk))
+        .collect::<Result<Vec<_>, _>>()?;
+    let owner = Owner {
+        uid: sys::user(),
+        gid: sys::group(),
+        mode: 0o755,
+    };
+    store.take_group(name, Some(disks), owner).map(drop)
+}
+
+/// What became of disks of which all were taken, or none.
+fn all_or_none(disks: Vec<String>, name: &str, taken: Result<(), Failure>) -> Vec<Outcome> {
+    match taken {
+        Ok(()) => disks
+            .into_iter()
+            .map(|disk| (disk, name.to_owned(), Ok(())))
+            .collect(),
+        Err(failure) => vec![(disks.join(", "), name.to_owned(), Err(failure))],
     }
-    let place = place.ok_or_else(missing_disk)?;
-    super::policy::group(&place, &name.to_string_lossy(), disks).map(drop)
 }
 
 fn missing_disk() -> Failure {
@@ -261,25 +281,18 @@ fn take_in_store(store: &Path, names: &[OsString]) -> Result<Vec<Outcome>, Failu
     let place = Place::find_store(store)?;
     let (disks, names): (Vec<String>, Vec<String>) = wanted.iter().cloned().unzip();
     if names.len() > 1 && names.iter().all(|name| *name == names[0]) {
+        let name = &names[0];
         let taken = match place {
-            Place::Mounted(_) => super::policy::group(&place, &names[0], disks).map(drop),
+            Place::Mounted(_) => ask_for_group(&place, name, disks.clone()),
             Place::Unmounted(root) => {
                 let store = open(&root, &Bar::new())?;
-                let taken = super::policy::group_opened(&store, &names[0], &disks);
+                let taken = take_group_opened(&store, name, &disks)
+                    .map_err(of_library(format!("snapshot {name}")));
                 close(&store)?;
                 taken
             }
         };
-        return Ok(match taken {
-            Ok(()) => wanted
-                .into_iter()
-                .map(|(disk, name)| (disk, name, Ok(())))
-                .collect(),
-            Err(failure) => {
-                let all: Vec<String> = wanted.into_iter().map(|(disk, _)| disk).collect();
-                vec![(all.join(", "), names[0].clone(), Err(failure))]
-            }
-        });
+        return Ok(all_or_none(disks, name, taken));
     }
     let take_each = |take: &dyn Fn(&str, &str) -> Result<(), Failure>| {
         wanted
@@ -308,7 +321,7 @@ fn take_opened(store: &Store, disk: &str, name: &str) -> Result<(), Error> {
     find(store, disk)?.take_snapshot(name).map(drop)
 }
 
-pub(super) fn find(store: &Store, disk: &str) -> Result<Arc<Disk>, Error> {
+fn find(store: &Store, disk: &str) -> Result<Arc<Disk>, Error> {
     store.disk(disk).ok_or_else(|| Error::Missing {
         what: "disk",
         name: disk.to_owned(),

@@ -1,9 +1,10 @@
 //! `snapdisk policy list`, `plan` and `check`.
 
 use super::ask::{Place, ask};
-use super::failure::{Failure, of_library};
+use super::failure::Failure;
 use super::out::say;
 use super::table;
+use super::value::{array, plain};
 use crate::manifest::Settings;
 use crate::policy::{self, Facts, Policy};
 use crate::time;
@@ -115,14 +116,6 @@ fn read(file: &Path) -> Result<(Policy, String), Failure> {
     Ok((policy, text))
 }
 
-fn array(value: &Value) -> &[Value] {
-    value.as_array().map_or(&[], Vec::as_slice)
-}
-
-fn text(value: &Value) -> String {
-    value.as_str().unwrap_or("-").to_owned()
-}
-
 fn list(list: &List) -> anyhow::Result<ExitCode> {
     let place = Place::find(list.place.as_deref())?;
     let answer = ask(&place, &Request::Policies {}, &mut |_| ())?;
@@ -133,12 +126,12 @@ fn list(list: &List) -> anyhow::Result<ExitCode> {
     let rows: Vec<Vec<String>> = array(&answer["policies"])
         .iter()
         .map(|policy| {
-            let disks: Vec<String> = array(&policy["disks"]).iter().map(text).collect();
+            let disks: Vec<String> = array(&policy["disks"]).iter().map(plain).collect();
             vec![
-                text(&policy["policy"]),
+                plain(&policy["policy"]),
                 match policy["error"].as_str() {
                     Some(error) => format!("unusable: {error}"),
-                    None => text(&policy["next"]),
+                    None => plain(&policy["next"]),
                 },
                 disks.len().to_string(),
                 disks.join(" "),
@@ -181,13 +174,13 @@ fn plan(plan: &Plan) -> anyhow::Result<ExitCode> {
     let line = |verb: &'static str| {
         move |one: &Value| {
             let key = one["time"].as_str().unwrap_or_default().to_owned();
-            let snapshot = text(&one["snapshot"]);
+            let snapshot = plain(&one["snapshot"]);
             let verb = if snapshot == "-" { "-" } else { verb };
             let cells = vec![
-                text(&one["local"]),
+                plain(&one["local"]),
                 verb.to_owned(),
                 snapshot,
-                text(&one["reason"]),
+                plain(&one["reason"]),
             ];
             (key, cells)
         }
@@ -278,40 +271,6 @@ pub(super) fn set(set: &Set) -> anyhow::Result<ExitCode> {
         }
     }
     Ok(ExitCode::SUCCESS)
-}
-
-/// Take a snapshot of several disks at one instant, through the mount.
-pub(super) fn group(place: &Place, name: &str, disks: Vec<String>) -> Result<Value, Failure> {
-    let user = crate::sys::user();
-    let request = Request::Group {
-        name: name.to_owned(),
-        disks,
-        uid: user,
-        gid: crate::sys::group(),
-    };
-    ask(place, &request, &mut |_| ())
-}
-
-/// The same on a store that nobody has mounted.
-pub(super) fn group_opened(
-    store: &crate::store::Store,
-    name: &str,
-    disks: &[String],
-) -> Result<(), Failure> {
-    let take = || {
-        let name = crate::name::SnapshotName::parse_manual(name.as_ref())?;
-        let disks = disks
-            .iter()
-            .map(|disk| super::change::find(store, disk))
-            .collect::<crate::error::Result<Vec<_>>>()?;
-        let owner = crate::manifest::Owner {
-            uid: crate::sys::user(),
-            gid: crate::sys::group(),
-            mode: 0o755,
-        };
-        store.take_group(name, Some(disks), owner).map(drop)
-    };
-    take().map_err(of_library(format!("snapshot {name}")))
 }
 
 #[cfg(test)]

@@ -4,8 +4,8 @@ use super::ask::{Place, ask, mounts};
 use super::failure::Failure;
 use super::mountinfo::absolute;
 use super::out::say;
-use super::size::human;
 use super::table;
+use super::value::{array, plain, size};
 use crate::verbs::Request;
 use clap::Args;
 use serde_json::{Value, json};
@@ -155,8 +155,7 @@ pub(super) fn status(status: &Status) -> anyhow::Result<ExitCode> {
 }
 
 fn needs_attention(status: &Value) -> bool {
-    let attention = status["attention"].as_array();
-    attention.is_some_and(|lines| !lines.is_empty())
+    !array(&status["attention"]).is_empty()
 }
 
 pub(super) fn list(list: &List) -> anyhow::Result<ExitCode> {
@@ -289,22 +288,8 @@ fn print_fields(report: &Value, first: &[&str]) {
     }
 }
 
-fn plain(value: &Value) -> String {
-    match value {
-        Value::Null => "-".into(),
-        Value::Bool(true) => "yes".into(),
-        Value::Bool(false) => "no".into(),
-        Value::String(text) => text.clone(),
-        other => other.to_string(),
-    }
-}
-
-fn size(value: &Value) -> String {
-    value.as_u64().map_or_else(|| "-".into(), human)
-}
-
 fn rows(list: &Value, row: impl Fn(&Value) -> Vec<String>) -> Vec<Vec<String>> {
-    list.as_array().into_iter().flatten().map(row).collect()
+    array(list).iter().map(row).collect()
 }
 
 fn print_disks(answer: &Value) {

@@ -1,11 +1,12 @@
 //! `snapdisk capacity`, `reclaim` and `diff`: what takes how much room, and
 //! what changed.
 
-use super::ask::{Place, ask, thing_of};
+use super::ask::{Place, ask, things_of};
 use super::failure::Failure;
 use super::out::say;
 use super::size::human;
 use super::table;
+use super::value::{array, plain, size};
 use crate::store::history::sparkline;
 use crate::time;
 use crate::verbs::Request;
@@ -123,18 +124,6 @@ pub(super) fn capacity(capacity: &Capacity) -> anyhow::Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-fn size(value: &Value) -> String {
-    value.as_u64().map_or_else(|| "-".into(), human)
-}
-
-fn array(value: &Value) -> &[Value] {
-    value.as_array().map_or(&[], Vec::as_slice)
-}
-
-fn text(value: &Value) -> String {
-    value.as_str().unwrap_or("-").to_owned()
-}
-
 fn print_store(answer: &Value) {
     for (name, key) in [
         ("shown by all", "logical_bytes"),
@@ -152,7 +141,7 @@ fn print_store(answer: &Value) {
         .iter()
         .map(|disk| {
             vec![
-                text(&disk["name"]),
+                plain(&disk["name"]),
                 size(&disk["size"]),
                 size(&disk["stored_bytes"]),
                 size(&disk["chain_bytes"]),
@@ -171,7 +160,7 @@ fn print_store(answer: &Value) {
 fn print_snapshots(disk: &Value) {
     say!(
         "disk {}: size {}, stored {}, its {} snapshots {}",
-        text(&disk["name"]),
+        plain(&disk["name"]),
         size(&disk["size"]),
         size(&disk["stored_bytes"]),
         array(&disk["snapshots"]).len(),
@@ -181,7 +170,7 @@ fn print_snapshots(disk: &Value) {
         .iter()
         .map(|snapshot| {
             vec![
-                text(&snapshot["name"]),
+                plain(&snapshot["name"]),
                 size(&snapshot["size"]),
                 size(&snapshot["referred_bytes"]),
                 size(&snapshot["stored_bytes"]),
@@ -198,7 +187,7 @@ fn print_snapshots(disk: &Value) {
 
 fn print_history(history: &Value, disk: Option<&str>) {
     let rows = array(history);
-    let mut names: Vec<String> = rows.iter().map(|row| text(&row["disk"])).collect();
+    let mut names: Vec<String> = rows.iter().map(|row| plain(&row["disk"])).collect();
     names.sort();
     names.dedup();
     names.retain(|name| disk.is_some() || !name.is_empty() || rows.len() > 1);
@@ -207,7 +196,7 @@ fn print_history(history: &Value, disk: Option<&str>) {
         .filter_map(|name| {
             let of: Vec<&Value> = rows
                 .iter()
-                .filter(|row| text(&row["disk"]) == *name)
+                .filter(|row| plain(&row["disk"]) == *name)
                 .collect();
             let values: Vec<u64> = of
                 .iter()
@@ -217,7 +206,7 @@ fn print_history(history: &Value, disk: Option<&str>) {
                 return None;
             }
             let shown = if name.is_empty() { "(store)" } else { name };
-            let from = text(&of.first()?["time"]);
+            let from = plain(&of.first()?["time"]);
             Some(vec![
                 shown.to_owned(),
                 from.get(..10).unwrap_or(&from).to_owned(),
@@ -239,21 +228,7 @@ fn things(store: Option<&Path>, given: &[OsString]) -> Result<(Place, Vec<String
         let names = given.iter().map(|name| name.to_string_lossy().into_owned());
         return Ok((Place::find_store(store)?, names.collect()));
     }
-    let mut place = None;
-    let mut names = Vec::new();
-    for path in given {
-        let (found, name) = thing_of(Path::new(path))?;
-        if place.as_ref().is_some_and(|place| *place != found) {
-            return Err(Failure::usage(
-                Path::new(path).display(),
-                "this is in another store than the one before it",
-            ));
-        }
-        place = Some(found);
-        names.push(name);
-    }
-    let place = place.ok_or_else(|| Failure::usage("which?", "nothing is named"))?;
-    Ok((place, names))
+    things_of(given)
 }
 
 pub(super) fn reclaim(reclaim: &Reclaim) -> anyhow::Result<ExitCode> {

@@ -631,21 +631,6 @@ impl Disk {
         self.warn_of_quota(taking.kind);
     }
 
-    /// Two steps of several disks' snapshot: durable, then visible.
-    pub(crate) fn write_next(
-        &self,
-        meta: &Meta<'_>,
-        mut next: State,
-    ) -> Result<(State, HashSet<LayerId>)> {
-        let named = self.write_manifest(meta, &mut next)?;
-        Ok((next, named))
-    }
-
-    /// Shows what [`Disk::write_next`] wrote.
-    pub(crate) fn show_next(&self, meta: &Meta<'_>, (next, named): (State, HashSet<LayerId>)) {
-        self.show(meta, next, named);
-    }
-
     /// Whether a snapshot shows just what the live image shows.
     pub(crate) fn is_unchanged(&self) -> bool {
         let state = self.state.read().clone();

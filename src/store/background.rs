@@ -433,6 +433,8 @@ fn policy_thread(store: &Weak<Store>, engine: &Engine, mut clocks: Clocks) {
 }
 
 fn sample_thread(store: &Weak<Store>, engine: &Engine) {
+    // It walks all maps, also soon after a mount.
+    sys::lowest_priority();
     loop {
         let wait = {
             let Some(store) = store.upgrade() else { return };

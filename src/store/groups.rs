@@ -163,8 +163,9 @@ impl Store {
         }
         let taken = on_each(each().zip(swaps).collect(), |((disk, meta), swap)| {
             let frozen = disk.end_swap(swap)?;
-            let (next, snapshot) = disk.with_snapshot(&name, frozen, &taking);
-            Ok((disk.write_next(meta, next)?, snapshot))
+            let (mut next, snapshot) = disk.with_snapshot(&name, frozen, &taking);
+            let named = disk.write_manifest(meta, &mut next)?;
+            Ok((next, named, snapshot))
         })?;
         let mut catalogue = self.catalogue.lock();
         // Another one of this name, of other disks, may have been faster.
@@ -175,11 +176,13 @@ impl Store {
             number: policies::take_number(&mut next)?,
             name,
             owner,
-            created_ns: taken.first().map_or(0, |(_, snapshot)| snapshot.created_ns),
+            created_ns: taken
+                .first()
+                .map_or(0, |(.., snapshot)| snapshot.created_ns),
             members: disks
                 .iter()
                 .zip(&taken)
-                .map(|(disk, (_, snapshot))| (disk.id(), snapshot.id))
+                .map(|(disk, (.., snapshot))| (disk.id(), snapshot.id))
                 .collect(),
         };
         self.forget_empty_groups(&catalogue, &mut next);
@@ -188,8 +191,8 @@ impl Store {
         self.replace_catalogue(&mut catalogue, next)?;
         self.groups.lock().insert(record.id, record.clone());
         let mut members = Vec::new();
-        for ((disk, meta), (next, snapshot)) in each().zip(taken) {
-            disk.show_next(meta, next);
+        for ((disk, meta), (next, named, snapshot)) in each().zip(taken) {
+            disk.show(meta, next, named);
             disk.note_taken(&snapshot, &taking);
             members.push((disk.clone(), snapshot));
         }
