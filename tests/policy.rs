@@ -301,8 +301,9 @@ fn a_named_policy_holds_many_disks() {
 
 /// A mount whose daemon believes whatever time the test wants.
 struct Clock {
-    store: TestStore,
+    // Dropped in this order: the mount before its directory.
     mount: Mount,
+    store: TestStore,
     nudges: u32,
 }
 
