@@ -5,11 +5,16 @@ use crate::chunk::{ChunkId, Kind};
 use crate::error::{Error, Result};
 use crate::map::{self, Page, PageStore, Root};
 use quick_cache::sync::Cache;
+use rayon::prelude::*;
 use std::ops::Range;
-use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, OnceLock};
 
 /// Decoded map pages kept in memory: at most some 5 KiB each.
 const PAGE_CACHE: usize = 4096;
+
+/// A chunk in memory.
+type Bytes = Arc<[u8]>;
 
 /// A sealed map with its name.
 #[derive(Debug)]
@@ -61,6 +66,12 @@ pub struct Sealed {
     chunks: Arc<ChunkStore>,
     pages: Cache<ChunkId, Arc<Page>>,
     chunk_size: u32,
+    /// Unpacks the chunks of one long read on all processors. Started by the
+    /// first such read; None if the system gave no threads.
+    unpackers: OnceLock<Option<rayon::ThreadPool>>,
+    /// Long reads that unpack at present: a second one has a processor of
+    /// its own, and passing its chunks around would only cost time.
+    unpacking: AtomicUsize,
 }
 
 impl Sealed {
@@ -70,6 +81,8 @@ impl Sealed {
             chunks,
             pages: Cache::new(PAGE_CACHE),
             chunk_size,
+            unpackers: OnceLock::new(),
+            unpacking: AtomicUsize::new(0),
         }
     }
 
@@ -124,29 +137,72 @@ impl Sealed {
                 }
             }
         };
-        for (index, id) in (first..).zip(ids) {
+        let Some(chunks) = self.data(&ids, wait)? else {
+            return Ok(Attempt::WouldBlock);
+        };
+        for (index, chunk) in (first..).zip(chunks) {
             let from = offset.max(index * size);
             let to = end.min((index + 1) * size);
             let part = &mut buf[(from - offset) as usize..(to - offset) as usize];
-            let Some(id) = id else {
+            let Some(chunk) = chunk else {
                 part.fill(0);
                 continue;
             };
-            let chunk = match wait {
-                Wait::Yes => self.chunks.get(Kind::Data, &id)?,
-                Wait::No => match self.chunks.cached(Kind::Data, &id) {
-                    Some(chunk) => chunk,
-                    None => return Ok(Attempt::WouldBlock),
-                },
-            };
             let inside = (from - index * size) as usize..(to - index * size) as usize;
             let bytes = chunk.get(inside).ok_or_else(|| Error::Damaged {
-                what: format!("chunk {id}"),
+                what: format!("chunk {index} of the map {}", root.id),
                 detail: format!("it has {} bytes, expected {size}", chunk.len()),
             })?;
             part.copy_from_slice(bytes);
         }
         Ok(Attempt::Done(()))
+    }
+
+    /// The bytes of chunks, those that have to be unpacked side by side; the
+    /// outer None if that would have to wait.
+    fn data(&self, ids: &[Option<ChunkId>], wait: Wait) -> Result<Option<Vec<Option<Bytes>>>> {
+        let in_memory = |id: &ChunkId| self.chunks.cached(Kind::Data, id);
+        let mut found: Vec<Option<Bytes>> = Vec::with_capacity(ids.len());
+        let mut missing = Vec::new();
+        for (at, id) in ids.iter().enumerate() {
+            let chunk = id.as_ref().and_then(in_memory);
+            if chunk.is_none()
+                && let Some(id) = id
+            {
+                missing.push((at, *id));
+            }
+            found.push(chunk);
+        }
+        if missing.is_empty() {
+            return Ok(Some(found));
+        }
+        if wait == Wait::No {
+            return Ok(None);
+        }
+        let get = |(at, id): &(usize, ChunkId)| Ok((*at, self.chunks.get(Kind::Data, id)?));
+        let alone = self.unpacking.fetch_add(1, Ordering::Relaxed) == 0;
+        let unpacked: Result<Vec<(usize, Bytes)>> = match self.unpackers() {
+            Some(pool) if alone && missing.len() > 1 => {
+                pool.install(|| missing.par_iter().map(get).collect())
+            }
+            _ => missing.iter().map(get).collect(),
+        };
+        self.unpacking.fetch_sub(1, Ordering::Relaxed);
+        for (at, bytes) in unpacked? {
+            found[at] = Some(bytes);
+        }
+        Ok(Some(found))
+    }
+
+    fn unpackers(&self) -> Option<&rayon::ThreadPool> {
+        let start = || {
+            let pool =
+                rayon::ThreadPoolBuilder::new().thread_name(|index| format!("unpack-{index}"));
+            pool.build()
+                .inspect_err(|error| tracing::warn!("no threads for unpacking: {error}"))
+                .ok()
+        };
+        self.unpackers.get_or_init(start).as_ref()
     }
 
     /// Whether the chunk at `index` is there, and the end of a run of chunks

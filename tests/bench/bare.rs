@@ -2,19 +2,21 @@
 //! `pread`, `pwrite` and `fdatasync` on one file, with the same settings
 //! of the kernel's side as snapdisk. What it costs is FUSE itself.
 //!
-//! `bare FILE MNT` shows FILE as `MNT/disk.img` and stays until unmounted.
+//! `bare FILE MNT [writeback]` shows FILE as `MNT/disk.img` and stays until
+//! unmounted; with `writeback` the kernel keeps what is written for a while.
 
 use fuser::{
-    Config, Errno, FileAttr, FileHandle, FileType, Filesystem, FopenFlags, Generation, INodeNo,
-    InitFlags, KernelConfig, LockOwner, MountOption, OpenFlags, ReplyAttr, ReplyData,
-    ReplyDirectory, ReplyEmpty, ReplyEntry, ReplyOpen, ReplyWrite, Request, WriteFlags,
+    BsdFileFlags, Config, Errno, FileAttr, FileHandle, FileType, Filesystem, FopenFlags,
+    Generation, INodeNo, InitFlags, KernelConfig, LockOwner, MountOption, OpenFlags, ReplyAttr,
+    ReplyData, ReplyDirectory, ReplyEmpty, ReplyEntry, ReplyOpen, ReplyWrite, Request, TimeOrNow,
+    WriteFlags,
 };
 use std::cell::RefCell;
 use std::ffi::OsStr;
 use std::fs::{File, OpenOptions};
 use std::io;
 use std::os::unix::fs::{FileExt, MetadataExt};
-use std::time::{Duration, UNIX_EPOCH};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 /// How long the kernel may keep names and attributes.
 const TTL: Duration = Duration::from_secs(1);
@@ -28,6 +30,7 @@ thread_local! {
 
 struct Bare {
     file: File,
+    writeback: bool,
 }
 
 impl Bare {
@@ -61,7 +64,11 @@ impl Bare {
 impl Filesystem for Bare {
     fn init(&mut self, _req: &Request, config: &mut KernelConfig) -> io::Result<()> {
         // An older kernel may lack a capability; then both daemons do.
-        for flag in [InitFlags::FUSE_ASYNC_DIO, InitFlags::FUSE_PARALLEL_DIROPS] {
+        let mut flags = vec![InitFlags::FUSE_ASYNC_DIO, InitFlags::FUSE_PARALLEL_DIROPS];
+        if self.writeback {
+            flags.push(InitFlags::FUSE_WRITEBACK_CACHE);
+        }
+        for flag in flags {
             if let Err(missing) = config.add_capabilities(flag) {
                 eprintln!("bare: the kernel lacks {missing:?}");
             }
@@ -86,6 +93,32 @@ impl Filesystem for Bare {
 
     fn getattr(&self, _req: &Request, ino: INodeNo, _fh: Option<FileHandle>, reply: ReplyAttr) {
         match self.attr(ino) {
+            Ok(attr) => reply.attr(&TTL, &attr),
+            Err(error) => reply.error(error.into()),
+        }
+    }
+
+    // With the writeback cache the kernel tells the time of the last write.
+    fn setattr(
+        &self,
+        _req: &Request,
+        ino: INodeNo,
+        _mode: Option<u32>,
+        _uid: Option<u32>,
+        _gid: Option<u32>,
+        size: Option<u64>,
+        _atime: Option<TimeOrNow>,
+        _mtime: Option<TimeOrNow>,
+        _ctime: Option<SystemTime>,
+        _fh: Option<FileHandle>,
+        _crtime: Option<SystemTime>,
+        _chgtime: Option<SystemTime>,
+        _bkuptime: Option<SystemTime>,
+        _flags: Option<BsdFileFlags>,
+        reply: ReplyAttr,
+    ) {
+        let resized = size.map_or(Ok(()), |size| self.file.set_len(size));
+        match resized.and_then(|()| self.attr(ino)) {
             Ok(attr) => reply.attr(&TTL, &attr),
             Err(error) => reply.error(error.into()),
         }
@@ -186,10 +219,11 @@ impl Filesystem for Bare {
 
 fn main() -> io::Result<()> {
     let mut args = std::env::args_os().skip(1);
-    let (Some(path), Some(mount_point), None) = (args.next(), args.next(), args.next()) else {
-        eprintln!("usage: bare FILE MNT");
+    let (Some(path), Some(mount_point)) = (args.next(), args.next()) else {
+        eprintln!("usage: bare FILE MNT [writeback]");
         std::process::exit(2);
     };
+    let writeback = args.next().is_some_and(|word| word == "writeback");
     let file = OpenOptions::new().read(true).write(true).open(path)?;
     let mut config = Config::default();
     config.mount_options = vec![
@@ -200,5 +234,5 @@ fn main() -> io::Result<()> {
     ];
     config.n_threads = Some(4);
     config.clone_fd = true;
-    fuser::mount(Bare { file }, mount_point, &config)
+    fuser::mount(Bare { file, writeback }, mount_point, &config)
 }

@@ -1,10 +1,13 @@
 #!/usr/bin/env python3
-"""Runs the same fio jobs on two files in turn (A B B A A B …) and prints one
-line a job: the medians and their ratio.
+"""Runs the same fio jobs on several files, in turns (A B C, C B A, …), and
+prints one line a job: every target's median with its smallest and largest.
 
-usage: fio.py BARE_FILE SNAPDISK_FILE BYTES SECONDS ROUNDS RESULTS
+usage: fio.py BYTES SECONDS ROUNDS RESULTS TARGET=FILE…
 
-Appends to RESULTS, one JSON object a line, see report.py.
+Each FILE has BYTES of data, half of which compresses away, and as many bytes
+behind them to which nothing was ever written. A TARGET that is called
+"snapshots" has a snapshot taken at the start of each of its jobs and then
+every 5 seconds. Appends to RESULTS, one JSON object a line, see report.py.
 """
 
 import json
@@ -13,27 +16,75 @@ import statistics
 import subprocess
 import sys
 import tempfile
+import threading
+from dataclasses import dataclass, field
 
-# name, fio options, figure (direction, key, divisor, unit), smallest wanted ratio
-IOPS, MIBS = ("iops", 1, "IOPS"), ("bw_bytes", 1 << 20, "MiB/s")
-SMALL, LARGE = ["--bs=4k", "--direct=1"], ["--bs=1m"]
+MIB = 1 << 20
+ENGINE_DEPTH = {1: ["--iodepth=1"], 16: ["--iodepth=16"]}
+
+
+@dataclass(frozen=True)
+class Job:
+    """What fio is to do. `all` jobs run on every target, others are left
+    out where a snapshot is being taken or many are there."""
+
+    name: str
+    rw: str
+    block: str
+    options: list[str] = field(default_factory=list)
+    cold: bool = False    # the system's caches are dropped before it
+    first: bool = False   # to where nothing was written
+    all: bool = False
+    # The smallest ratio that is wanted, by the target it is held against.
+    wanted: dict[str, float] = field(default_factory=dict)
+
+    @property
+    def sequential(self) -> bool:
+        return self.rw in ("read", "write")
+
+
+def small(name, rw, depth, **more) -> Job:
+    return Job(f"random 4 KiB {name}, depth {depth}", rw, "4k", ["--direct=1", *ENGINE_DEPTH[depth]], **more)
+
+
+def large(name, rw, **more) -> Job:
+    return Job(f"sequential 1 MiB {name}", rw, "1m", ["--direct=1", "--iodepth=4"], **more)
+
+
+def buffered(name, rw, block, **more) -> Job:
+    return Job(f"buffered {block[:-1]} KiB {name}", rw, block, ["--ioengine=psync"], **more)
+
+
+GOAL = {"bare": 0.9, "qcow2": 2.0}
+# All reading comes before all writing: what was sealed is not any more then.
 JOBS = [
-    ("random 4 KiB read, depth 1", ["--rw=randread", "--iodepth=1", *SMALL], IOPS, 0.7),
-    ("random 4 KiB read, depth 16", ["--rw=randread", "--iodepth=16", *SMALL], IOPS, 0.7),
-    ("random 4 KiB write, depth 1", ["--rw=randwrite", "--iodepth=1", *SMALL], IOPS, 0.7),
-    ("random 4 KiB write, depth 16", ["--rw=randwrite", "--iodepth=16", *SMALL], IOPS, 0.7),
-    ("sequential 1 MiB read, direct", ["--rw=read", "--iodepth=4", "--direct=1", *LARGE], MIBS, 0.7),
-    ("sequential 1 MiB read, buffered", ["--rw=read", "--ioengine=psync", *LARGE], MIBS, 0.7),
-    ("sequential 1 MiB write, direct", ["--rw=write", "--iodepth=4", "--direct=1", *LARGE], MIBS, 0.7),
-    ("sequential 1 MiB write, buffered", ["--rw=write", "--ioengine=psync", *LARGE], MIBS, 0.7),
-    ("random 4 KiB write + fsync each", ["--rw=randwrite", "--ioengine=psync", "--bs=4k", "--fsync=1"], IOPS, None),
+    small("read", "randread", 1, all=True, wanted=GOAL),
+    small("read, cold", "randread", 1, cold=True, wanted=GOAL),
+    small("read", "randread", 16, all=True, wanted=GOAL),
+    small("read, cold", "randread", 16, cold=True, wanted=GOAL),
+    large("read", "read", all=True, wanted=GOAL),
+    large("read, cold", "read", cold=True, wanted=GOAL),
+    buffered("read", "read", "4k", wanted=GOAL),
+    buffered("read", "read", "64k", wanted=GOAL),
+    buffered("read, cold", "read", "64k", cold=True, wanted=GOAL),
+    small("write", "randwrite", 1, all=True, wanted=GOAL),
+    small("write", "randwrite", 16, all=True, wanted=GOAL),
+    small("mix", "randrw", 1, wanted=GOAL),
+    small("mix", "randrw", 16, all=True, wanted=GOAL),
+    large("write", "write", all=True, wanted=GOAL),
+    buffered("write", "write", "4k", wanted=GOAL),
+    buffered("write", "write", "64k", wanted=GOAL),
+    Job("4 KiB overwrite + fsync each", "randwrite", "4k", ["--ioengine=psync", "--fsync=1"],
+        all=True, wanted={"bare": 0.8, "qcow2": 2.0}),
+    Job("4 KiB first write + fsync each", "randwrite", "4k", ["--ioengine=psync", "--fsync=1"],
+        first=True, wanted={"bare": 0.5, "qcow2": 2.0}),
 ]
 
 
 def fio(path: str, options: list[str], show: bool) -> dict:
     # A later option of the same name wins: the job's come last.
-    command = ["fio", "--name=job", f"--filename={path}", "--output-format=json",
-               "--fallocate=none", "--randrepeat=0", "--norandommap", *options]
+    command = ["fio", "--name=job", f"--filename={path}", "--output-format=json", "--fallocate=none",
+               "--randrepeat=0", "--refill_buffers", "--buffer_compress_percentage=50", *options]
     if show:
         print("+", " ".join(command), flush=True)
     done = subprocess.run(command, capture_output=True, text=True)
@@ -54,25 +105,97 @@ def engine() -> str:
     sys.exit("fio.py: neither libaio nor io_uring works here")
 
 
+class Snapshots:
+    """Takes a snapshot of a disk at once and then every 5 seconds."""
+
+    taken = 0
+
+    def __init__(self, image: str) -> None:
+        self.directory = os.path.join(os.path.dirname(image), ".snapshots")
+        self.ended = threading.Event()
+        self.thread = threading.Thread(target=self.run)
+
+    def run(self) -> None:
+        while not self.ended.is_set():
+            Snapshots.taken += 1
+            os.mkdir(f"{self.directory}/every-5s-{Snapshots.taken:05}")
+            self.ended.wait(5)
+
+    def __enter__(self) -> None:
+        self.thread.start()
+
+    def __exit__(self, *_) -> None:
+        self.ended.set()
+        self.thread.join()
+        for name in os.listdir(self.directory):
+            if name.startswith("every-5s-"):
+                os.rmdir(f"{self.directory}/{name}")
+
+
+def prepare(job: Job) -> None:
+    os.sync()  # what the last job left dirty is not this one's
+    if job.cold:
+        with open("/proc/sys/vm/drop_caches", "w", encoding="ascii") as file:
+            file.write("3")
+
+
+def figure_of(job: Job, report: dict) -> float:
+    """IOPS, or MiB/s of a sequential job; reads and writes together."""
+    total = report["read"], report["write"]
+    if job.sequential:
+        return sum(part["bw_bytes"] for part in total) / MIB
+    return sum(part["iops"] for part in total)
+
+
+def run_on(target: str, path: str, job: Job, size: int, seconds: str, turn: int, common: list[str]) -> float:
+    options = [*common, f"--rw={job.rw}", f"--bs={job.block}", "--time_based", f"--runtime={seconds}"]
+    if job.first:
+        # Each turn in a part of its own.
+        part = size // 4 // (1 << 20) << 20
+        options += [f"--offset={size + turn % 4 * part}", f"--size={part}"]
+    else:
+        options += [f"--size={size}", "--norandommap"]
+    options += job.options
+    prepare(job)
+    if target == "snapshots":
+        with Snapshots(path):
+            return figure_of(job, fio(path, options, False))
+    return figure_of(job, fio(path, options, False))
+
+
+def short(value: float) -> str:
+    return f"{value:,.0f}" if value >= 10 else f"{value:.2f}"
+
+
 def main() -> None:
-    bare, snapdisk, size, seconds, rounds, results = sys.argv[1:]
-    common = [f"--size={size}", f"--ioengine={engine()}"]
-    for path in (bare, snapdisk):
-        fio(path, [*common, "--rw=write", "--bs=1m", "--ioengine=psync", "--end_fsync=1"], True)
-    print(f"\n{'job':34}{'bare':>12}{'snapdisk':>12}  {'unit':6}{'ratio':>6}", flush=True)
-    for name, options, (key, divisor, unit), wanted in JOBS:
-        direction = "write" if "write" in options[0] else "read"
-        figures: dict[str, list[float]] = {bare: [], snapdisk: []}
-        for turn in range(int(rounds)):
-            for path in (bare, snapdisk) if turn % 2 == 0 else (snapdisk, bare):
-                os.sync()  # what the last job left dirty is not this one's
-                job = fio(path, [*common, "--time_based", f"--runtime={seconds}", *options], False)
-                figures[path].append(job[direction][key] / divisor)
-        a, b = (statistics.median(figures[path]) for path in (bare, snapdisk))
-        print(f"{name:34}{a:12.0f}{b:12.0f}  {unit:6}{b / a:6.2f}   fio {' '.join(options)}", flush=True)
+    size, seconds, rounds, results = int(sys.argv[1]), sys.argv[2], int(sys.argv[3]), sys.argv[4]
+    targets = dict(target.split("=", 1) for target in sys.argv[5:])
+    may_drop = os.access("/proc/sys/vm/drop_caches", os.W_OK)
+    common = [f"--ioengine={engine()}"]
+    print(f"\n{'job':36}" + "".join(f"{target:>12}" for target in targets), flush=True)
+    for job in JOBS:
+        if job.cold and not may_drop:
+            print(f"{job.name:36}  SKIPPED: only root may drop the caches")
+            continue
+        chosen = [t for t in targets if job.all or t not in ("snapshots", "many")]
+        figures: dict[str, list[float]] = {target: [] for target in chosen}
+        for turn in range(rounds):
+            for target in chosen if turn % 2 == 0 else reversed(chosen):
+                figures[target].append(run_on(target, targets[target], job, size, seconds, turn, common))
+        medians = {target: statistics.median(figures[target]) for target in chosen}
+        unit = "MiB/s" if job.sequential else "IOPS"
+        print(f"{job.name + ', ' + unit:36}"
+              + "".join(f"{short(medians[t]) if t in medians else '-':>12}" for t in targets))
+        print(f"{'':36}" + "".join(
+            f"{short(min(figures[t])) + '..' + short(max(figures[t])) if t in figures else '':>12}" for t in targets),
+            flush=True)
         with open(results, "a", encoding="utf-8") as file:
-            json.dump({"name": name, "value": round(b / a, 3), "unit": "x bare", "least": wanted,
-                       "bare": figures[bare], "snapdisk": figures[snapdisk], "of": unit}, file)
+            for target, wanted in job.wanted.items():
+                if "fresh" in medians and target in medians:
+                    json.dump({"name": f"fio, {job.name}", "value": round(medians["fresh"] / medians[target], 3),
+                               "unit": f"x {target}", "least": wanted}, file)
+                    file.write("\n")
+            json.dump({"job": job.name, "of": unit, "runs": figures, "medians": medians}, file)
             file.write("\n")
 
 

@@ -59,7 +59,7 @@ dirty_settings=
 start_daemon() {
     local mnt=$1
     shift
-    mkdir -p "$mnt"
+    [ -e "$mnt" ] || mkdir -p "$mnt"
     show "$@"
     "$@" >>"$work/daemon.log" 2>&1 &
     DAEMON_PID=$!

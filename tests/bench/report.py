@@ -4,7 +4,8 @@
 usage: report.py RESULTS OUT
 
 RESULTS has one JSON object a line: name, value, unit and, where a value is
-wanted, `least` or `most`. OUT gets {"machine": …, "figures": [ … ]}.
+wanted, `least` or `most`; or, of a fio job, job, of (the unit), runs and
+medians by target. OUT gets {"machine": …, "jobs": [ … ], "figures": [ … ]}.
 """
 
 import json
@@ -16,7 +17,9 @@ import time
 
 def main() -> None:
     with open(sys.argv[1], encoding="utf-8") as file:
-        figures = [json.loads(line) for line in file]
+        lines = [json.loads(line) for line in file]
+    figures = [line for line in lines if "job" not in line]
+    jobs = [line for line in lines if "job" in line]
     print(f"\n{'figure':58}{'value':>12}  {'unit':14}{'wanted':14}")
     for figure in figures:
         least, most = figure.get("least"), figure.get("most")
@@ -32,7 +35,7 @@ def main() -> None:
                "memory_bytes": os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
                "at": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())}
     with open(sys.argv[2], "w", encoding="utf-8") as file:
-        json.dump({"machine": machine, "figures": figures}, file, indent=1)
+        json.dump({"machine": machine, "jobs": jobs, "figures": figures}, file, indent=1)
         file.write("\n")
     print(f"\nwritten to {sys.argv[2]}")
 

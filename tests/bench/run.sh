@@ -40,7 +40,8 @@ case $(stat -f -c %T "$parent") in
     tmpfs | ramfs) echo "$parent is in memory: choose a directory on a disk with --dir" >&2 && exit 1 ;;
 esac
 
-cargo_dir=$(./mount.sh --install-only fio e2fsprogs fuse3 mount procps python3 util-linux zstd)
+cargo_dir=$(./mount.sh --install-only fio e2fsprogs fuse3 mount procps python3 qemu-utils util-linux \
+    xfsprogs zstd)
 export PATH=$cargo_dir:$PATH:/usr/sbin:/sbin
 if [ -z "${SNAPDISK:-}" ] || [ -z "${BARE:-}" ]; then
     run cargo build --release --locked --bins --example bare
@@ -57,18 +58,52 @@ trap 'exit 143' TERM
 mnt=$work/mnt
 MIB=$((1 << 20))
 
-# Random and sequential I/O on a live disk.
+# The same fio jobs on a plain file, a daemon that does nothing but pread and
+# pwrite (with and without the kernel's writeback cache), a qcow2 image that
+# qemu exports, and snapdisk's disks: one just written, one that is all
+# sealed, one of which a snapshot is taken every 5 seconds, one with many.
 step_fio() {
-    local size seconds bare_pid
-    size=$(pick 4G 1G) seconds=$(pick 10 3)
-    new_disk "$mnt/fio" "$size"
-    run truncate -s "$size" "$work/bare.img"
+    local bytes seconds daemons=() file kind many i
+    bytes=$(pick 4 1) seconds=$(pick 4 1) many=$(pick 512 64)
+    bytes=$((bytes << 30))
+    run truncate -s $((2 * bytes)) "$work/raw.img" "$work/bare.img" "$work/cached.img"
+    run qemu-img create -q -f qcow2 "$work/disk.qcow2" $((2 * bytes))
     start_daemon "$work/bare" "$bare" "$work/bare.img" "$work/bare"
-    bare_pid=$DAEMON_PID
-    run tests/bench/fio.py "$work/bare/disk.img" "$mnt/fio/disk.img" "$size" "$seconds" 3 "$work/results"
-    stop_daemon "$work/bare" "$bare_pid"
-    rm "$work/bare.img"
-    run truncate -s 0 "$mnt/fio/disk.img"
+    daemons+=("$DAEMON_PID")
+    start_daemon "$work/cached" "$bare" "$work/cached.img" "$work/cached" writeback
+    daemons+=("$DAEMON_PID")
+    touch "$work/exported.img"
+    start_daemon "$work/exported.img" qemu-storage-daemon \
+        --blockdev "node-name=file,driver=file,filename=$work/disk.qcow2,aio=threads" \
+        --blockdev node-name=disk,driver=qcow2,file=file \
+        --export "type=fuse,id=export,node-name=disk,mountpoint=$work/exported.img,writable=on"
+    daemons+=("$DAEMON_PID")
+    for kind in fresh sealed snapshots many; do new_disk "$mnt/$kind" $((2 * bytes)); done
+    for file in "$work"/{raw,exported}.img "$work"/{bare,cached}/disk.img "$mnt"/{fresh,sealed,snapshots,many}/disk.img; do
+        run fio --name=fill --filename="$file" --size="$bytes" --rw=write --bs=1m --ioengine=psync \
+            --fallocate=none --refill_buffers --buffer_compress_percentage=50 --end_fsync=1 --output=/dev/null
+    done
+    echo "+ $many snapshots of $mnt/many/disk.img"
+    for ((i = 1; i <= many; i++)); do
+        dd if=/dev/urandom of="$mnt/many/disk.img" bs=4K count=1 conv=notrunc status=none \
+            seek=$((i * bytes / 4096 / (many + 1)))
+        mkdir "$mnt/many/.snapshots/$(printf 's%04d' "$i")"
+    done
+    wait_ready "$mnt/many/.snapshots/$(printf 's%04d' "$many")"
+    run mkdir "$mnt/sealed/.snapshots/all"
+    wait_ready "$mnt/sealed/.snapshots/all"
+    run tests/bench/fio.py "$bytes" "$seconds" 3 "$work/results" "raw=$work/raw.img" \
+        "bare=$work/bare/disk.img" "cached=$work/cached/disk.img" "qcow2=$work/exported.img" \
+        "fresh=$mnt/fresh/disk.img" "sealed=$mnt/sealed/disk.img" \
+        "snapshots=$mnt/snapshots/disk.img" "many=$mnt/many/disk.img"
+    figure "VmHWM of the bare daemon after fio" "$(peak_mib "${daemons[0]}")" MiB
+    figure "VmHWM of qemu-storage-daemon after fio" "$(peak_mib "${daemons[2]}")" MiB
+    stop_daemon "$work/bare" "${daemons[0]}"
+    stop_daemon "$work/cached" "${daemons[1]}"
+    run kill -TERM "${daemons[2]}" # which unmounts
+    wait "${daemons[2]}"
+    rm "$work"/{raw,bare,cached}.img "$work/disk.qcow2"
+    for kind in fresh sealed snapshots many; do run truncate -s 0 "$mnt/$kind/disk.img"; done
 }
 
 # The longest call of a writer in which nothing happens, as much is written
