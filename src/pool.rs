@@ -97,6 +97,12 @@ impl Pool {
         self.shared.work.notify_one();
     }
 
+    /// Runs `job` at once in the calling thread, which a panic in it leaves
+    /// alone, too.
+    pub fn run_here(&self, job: impl FnOnce()) {
+        self.shared.run_caught(job);
+    }
+
     /// Takes no more jobs, runs those given so far, and returns when all
     /// threads have ended. Called from one of its own threads it returns
     /// without waiting for that one. Idempotent.
@@ -143,7 +149,7 @@ impl Shared {
         }
     }
 
-    fn run_caught(&self, job: Job) {
+    fn run_caught(&self, job: impl FnOnce()) {
         // A job owns what it works on, so nothing half-changed is seen after
         // its panic but through locks, which parking_lot leaves usable.
         if let Err(panic) = catch_unwind(AssertUnwindSafe(job)) {

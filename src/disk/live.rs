@@ -307,12 +307,25 @@ impl Disk {
     /// disk, after a sync that began after this call. Callers that wait at
     /// one time share one sync.
     pub fn flush_async(self: &Arc<Self>, done: Box<dyn FnOnce(Result<()>) + Send>) {
-        let mut queue = self.flush_queue.lock();
-        queue.waiting.push(done);
-        if !std::mem::replace(&mut queue.running, true) {
+        if self.queue_flush(done) {
             let disk = self.clone();
             self.engine.flushes.run(move || disk.answer_flushes());
         }
+    }
+
+    /// [`Disk::flush_async`] in the calling thread, unless another one is
+    /// answering flushes of this disk already.
+    pub fn flush_here(&self, done: Box<dyn FnOnce(Result<()>) + Send>) {
+        if self.queue_flush(done) {
+            self.engine.flushes.run_here(|| self.answer_flushes());
+        }
+    }
+
+    /// Whether nobody is answering: the caller has to see to it.
+    fn queue_flush(&self, done: Box<dyn FnOnce(Result<()>) + Send>) -> bool {
+        let mut queue = self.flush_queue.lock();
+        queue.waiting.push(done);
+        !std::mem::replace(&mut queue.running, true)
     }
 
     fn answer_flushes(&self) {

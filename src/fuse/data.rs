@@ -1,5 +1,6 @@
 //! Data requests: read, write, punch, seek, copy. Each is tried at once on
-//! the thread that took it, and goes to a pool if it would have to wait.
+//! the thread that took it, and goes to a pool if it would have to wait; a
+//! read or a sync only if no spare thread may wait for it.
 
 use super::handle::Handle;
 use super::shared::Shared;
@@ -141,9 +142,11 @@ pub fn read(shared: &Arc<Shared>, handle: Arc<Handle>, offset: u64, size: usize,
     });
     if let Some(reply) = reply {
         let this = shared.clone();
-        shared
-            .reads
-            .run(move || read_and_wait(&this, &handle, offset, size, began, reply));
+        let job = move || read_and_wait(&this, &handle, offset, size, began, reply);
+        match shared.leave() {
+            Some(_leave) => shared.reads.run_here(job),
+            None => shared.reads.run(job),
+        }
     }
 }
 
@@ -189,7 +192,7 @@ pub fn write(
         Ok(disk) => disk.clone(),
         Err(error) => return reply.error(shared.refused("write", &*handle, &error)),
     };
-    let (this, began) = (shared.clone(), Instant::now());
+    let (this, flusher, began) = (shared.clone(), shared.clone(), Instant::now());
     let done = move |outcome: Result<()>| match outcome {
         Ok(()) => {
             let counted = &this.tree.store().metrics().writes;
@@ -199,7 +202,7 @@ pub fn write(
         Err(error) => reply.error(this.refused("write", &*handle, &error)),
     };
     let answer = move |disk: &Arc<Disk>, outcome: Result<()>| match outcome {
-        Ok(()) if synchronous => disk.flush_async(Box::new(done)),
+        Ok(()) if synchronous => flusher.flush(disk, Box::new(done)),
         outcome => done(outcome),
     };
     match disk.write(offset, data, Wait::No) {
@@ -230,15 +233,16 @@ pub fn finish(shared: &Shared, handle: &Handle, reply: ReplyEmpty) {
 pub fn fsync(shared: &Arc<Shared>, handle: Arc<Handle>, reply: ReplyEmpty) {
     match &*handle {
         Handle::Live { disk, .. } => {
-            let (disk, shared, began) = (disk.clone(), shared.clone(), Instant::now());
-            disk.flush_async(Box::new(move |outcome| match outcome {
+            let (disk, this, began) = (disk.clone(), shared.clone(), Instant::now());
+            let done = move |outcome| match outcome {
                 Ok(()) => {
-                    let counted = &shared.tree.store().metrics().syncs;
+                    let counted = &this.tree.store().metrics().syncs;
                     counted.observe(began.elapsed(), 0);
                     reply.ok();
                 }
-                Err(error) => reply.error(shared.refused("fsync", &*handle, &error)),
-            }));
+                Err(error) => reply.error(this.refused("fsync", &*handle, &error)),
+            };
+            shared.flush(&disk, Box::new(done));
         }
         // What they show was on disk before it was shown.
         _ => reply.ok(),

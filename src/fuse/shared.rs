@@ -5,8 +5,9 @@ use super::control::Verbs;
 use super::errno::{errno, errno_name};
 use super::handle::Handles;
 use super::inode;
+use super::mount::SPARE_THREADS;
 use super::request::reply_entry;
-use crate::disk::{Attempt, Wait};
+use crate::disk::{Attempt, Disk, Wait};
 use crate::error::{Error, Result};
 use crate::events::{Event, EventLog, What};
 use crate::pool::Pool;
@@ -18,7 +19,7 @@ use fuser::{Errno, INodeNo, Notifier, ReplyEmpty, ReplyEntry};
 use std::ffi::OsStr;
 use std::fmt::Display;
 use std::path::PathBuf;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, OnceLock};
 
 const READ_THREADS: usize = 4;
@@ -44,6 +45,17 @@ pub(super) struct Shared {
     /// the kernel may wait in there for a lock that some request holds.
     notify: Pool,
     notifier: OnceLock<Notifier>,
+    /// Threads that take requests and may wait now.
+    spare: AtomicUsize,
+}
+
+/// Leave for a thread that takes requests to wait; it ends with this.
+pub(super) struct Leave<'a>(&'a AtomicUsize);
+
+impl Drop for Leave<'_> {
+    fn drop(&mut self) {
+        self.0.fetch_add(1, Ordering::Relaxed);
+    }
 }
 
 impl Adapter {
@@ -70,6 +82,7 @@ impl Adapter {
             meta: Pool::new("fuse-meta", META_THREADS),
             notify: Pool::new("fuse-notify", 1),
             notifier: OnceLock::new(),
+            spare: AtomicUsize::new(SPARE_THREADS),
         }))
     }
 
@@ -236,6 +249,25 @@ impl Shared {
             }
             reply.ok();
         });
+    }
+
+    /// Lets the calling thread, which took a request, wait for what it needs,
+    /// if enough others are there to take the next ones (invariant 9).
+    pub(super) fn leave(&self) -> Option<Leave<'_>> {
+        let take = |spare: usize| spare.checked_sub(1);
+        let taken = self
+            .spare
+            .fetch_update(Ordering::Relaxed, Ordering::Relaxed, take);
+        taken.ok().map(|_| Leave(&self.spare))
+    }
+
+    /// Calls `done` when everything that was written to `disk` before is on
+    /// disk; waits for that if the calling thread may.
+    pub(super) fn flush(&self, disk: &Arc<Disk>, done: Box<dyn FnOnce(Result<()>) + Send>) {
+        match self.leave() {
+            Some(_leave) => disk.flush_here(done),
+            None => disk.flush_async(done),
+        }
     }
 
     pub(super) fn set_notifier(&self, notifier: Notifier) {
