@@ -82,6 +82,32 @@ fn what_cannot_be_mounted_is_refused() -> Outcome {
     Ok(())
 }
 
+/// A daemon that does not answer, of whatever store, holds up nothing that is
+/// done to another one.
+#[test]
+fn a_daemon_that_hangs_holds_up_no_other_store() -> Outcome {
+    if skipped(&[Need::Mount]) {
+        return Ok(());
+    }
+    struct Stopped(String);
+    impl Drop for Stopped {
+        fn drop(&mut self) {
+            sh(&format!("kill -CONT {}", self.0));
+        }
+    }
+    let (hanging, store) = (TestStore::new(), TestStore::new());
+    let mount = hanging.mount();
+    let stopped = Stopped(mount.process().to_string());
+    sh(&format!("kill -STOP {}", stopped.0));
+    // A minute is for ever here, and ends the test.
+    let status = command("timeout", &["60", env!("CARGO_BIN_EXE_snapdisk"), "status"])
+        .arg(store.path())
+        .status()?;
+    assert!(status.success(), "{status}");
+    drop(stopped);
+    Ok(())
+}
+
 /// A store of a newer format is refused politely, by its manifests' first
 /// line and by features that this program does not know.
 #[test]

@@ -74,16 +74,21 @@ impl Mounts {
             .max_by_key(|mount| mount.point.components().count())
     }
 
-    /// Mounts of whole stores, those whose daemon is gone left out.
-    pub(super) fn live_stores(&self) -> impl Iterator<Item = &Mount> {
-        self.0
-            .iter()
-            .filter(|mount| mount.is_own() && mount.root == Path::new("/") && !mount.is_dead())
+    fn stores(&self) -> impl Iterator<Item = &Mount> {
+        let mounts = self.0.iter();
+        mounts.filter(|mount| mount.is_own() && mount.root == Path::new("/"))
     }
 
-    /// Where a store is mounted, whole and alive.
+    /// Mounts of whole stores, those whose daemon is gone left out.
+    pub(super) fn live_stores(&self) -> impl Iterator<Item = &Mount> {
+        self.stores().filter(|mount| !mount.is_dead())
+    }
+
+    /// Where a store is mounted, whole and alive. Looks at no other mount,
+    /// whose daemon might not answer.
     pub(super) fn of_store(&self, store: &Path) -> Option<&Mount> {
-        self.live_stores().find(|mount| mount.source == store)
+        self.stores()
+            .find(|mount| mount.source == store && !mount.is_dead())
     }
 }
 

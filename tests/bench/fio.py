@@ -59,7 +59,7 @@ GOAL = {"bare": 0.9, "qcow2": 2.0}
 # All reading comes before all writing: what was sealed is not any more then.
 JOBS = [
     small("read", "randread", 1, all=True, wanted=GOAL),
-    small("read, cold", "randread", 1, cold=True, wanted=GOAL),
+    small("read, cold", "randread", 1, cold=True, wanted={**GOAL, "raw": 0.5}),
     small("read", "randread", 16, all=True, wanted=GOAL),
     small("read, cold", "randread", 16, cold=True, wanted=GOAL),
     large("read", "read", all=True, wanted=GOAL),
@@ -190,10 +190,12 @@ def main() -> None:
             f"{short(min(figures[t])) + '..' + short(max(figures[t])) if t in figures else '':>12}" for t in targets),
             flush=True)
         with open(results, "a", encoding="utf-8") as file:
-            for target, wanted in job.wanted.items():
-                if "fresh" in medians and target in medians:
-                    json.dump({"name": f"fio, {job.name}", "value": round(medians["fresh"] / medians[target], 3),
-                               "unit": f"x {target}", "least": wanted}, file)
+            for against, wanted in job.wanted.items():
+                # What is sealed is held against a plain file, where the job says so.
+                target = "sealed" if against == "raw" else "fresh"
+                if target in medians and against in medians:
+                    json.dump({"name": f"{job.name}, {target}", "value": round(medians[target] / medians[against], 3),
+                               "unit": f"x {against}", "least": wanted}, file)
                     file.write("\n")
             json.dump({"job": job.name, "of": unit, "runs": figures, "medians": medians}, file)
             file.write("\n")

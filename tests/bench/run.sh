@@ -5,7 +5,8 @@
 #   --quick     smaller and shorter
 #   --dir DIR   where the store and all files go, on a disk (default /var/tmp)
 #   --out FILE  the figures as JSON (default target/bench.json)
-#   STEP        of: fio pause clone seal idle rebuild loop threads (default all)
+#   STEP        of: fio pause steady reflink clone seal delete mount idle rebuild
+#               loop threads (default all)
 # With SNAPDISK and BARE in the environment those binaries are measured and
 # nothing is built.
 #
@@ -22,12 +23,12 @@ while [ $# -gt 0 ]; do
         --quick) quick=1 ;;
         --dir) parent=$2 && shift ;;
         --out) out=$(realpath -m "$2") && shift ;;
-        fio | pause | clone | seal | idle | rebuild | loop | threads) steps+=("$1") ;;
+        fio | pause | steady | reflink | clone | seal | delete | mount | idle | rebuild | loop | threads) steps+=("$1") ;;
         *) sed -n '2,/^set/s/^# \{0,1\}//p' "$0" >&2 && exit 2 ;;
     esac
     shift
 done
-[ ${#steps[@]} -gt 0 ] || steps=(fio pause clone seal idle rebuild loop threads)
+[ ${#steps[@]} -gt 0 ] || steps=(fio pause steady reflink clone seal delete mount idle rebuild loop threads)
 # normal or quick
 pick() { if [ -n "$quick" ]; then echo "$2"; else echo "$1"; fi; }
 
@@ -63,7 +64,7 @@ MIB=$((1 << 20))
 # qemu exports, and snapdisk's disks: one just written, one that is all
 # sealed, one of which a snapshot is taken every 5 seconds, one with many.
 step_fio() {
-    local bytes seconds daemons=() file kind many i
+    local bytes seconds daemons=() file kind many
     bytes=$(pick 4 1) seconds=$(pick 4 1) many=$(pick 512 64)
     bytes=$((bytes << 30))
     run truncate -s $((2 * bytes)) "$work/raw.img" "$work/bare.img" "$work/cached.img"
@@ -83,13 +84,7 @@ step_fio() {
         run fio --name=fill --filename="$file" --size="$bytes" --rw=write --bs=1m --ioengine=psync \
             --fallocate=none --refill_buffers --buffer_compress_percentage=50 --end_fsync=1 --output=/dev/null
     done
-    echo "+ $many snapshots of $mnt/many/disk.img"
-    for ((i = 1; i <= many; i++)); do
-        dd if=/dev/urandom of="$mnt/many/disk.img" bs=4K count=1 conv=notrunc status=none \
-            seek=$((i * bytes / 4096 / (many + 1)))
-        mkdir "$mnt/many/.snapshots/$(printf 's%04d' "$i")"
-    done
-    wait_ready "$mnt/many/.snapshots/$(printf 's%04d' "$many")"
+    many_snapshots "$mnt/many" "$many" "$bytes"
     run mkdir "$mnt/sealed/.snapshots/all"
     wait_ready "$mnt/sealed/.snapshots/all"
     run tests/bench/fio.py "$bytes" "$seconds" 3 "$work/results" "raw=$work/raw.img" \
@@ -212,6 +207,122 @@ step_seal() {
     rm "$work/corpus" "$work/corpus.zst"
 }
 
+# What a writer at half speed notices of snapshots, and of having many.
+step_steady() {
+    local bytes kind many last
+    bytes=$(pick 4 1) many=$(pick 512 64)
+    bytes=$((bytes << 30))
+    for kind in alone taken full; do
+        new_disk "$mnt/steady-$kind" "$bytes"
+        run fio --name=fill --filename="$mnt/steady-$kind/disk.img" --size="$bytes" --rw=write --bs=1m \
+            --ioengine=psync --fallocate=none --refill_buffers --buffer_compress_percentage=50 --end_fsync=1 \
+            --output=/dev/null
+    done
+    many_snapshots "$mnt/steady-full" "$many" "$bytes"
+    run tests/bench/steady.py "$bytes" "$(pick 60 20)" "$work/results" "$mnt"/steady-{alone,taken,full}
+    last=$(newest_snapshot "$mnt/steady-taken")
+    timed wait_ready "$last"
+    figure "sealing what the load left behind" "$TIMED_MS" ms
+    for kind in alone taken full; do run truncate -s 0 "$mnt/steady-$kind/disk.img"; done
+}
+
+# A snapshot beside a reflink of XFS, each of a file that somebody writes to
+# at random places, again and again: what both copied before is shared.
+step_reflink() {
+    local bytes file device round target longest=() took=() figures writer
+    bytes=$(pick 4 1)
+    bytes=$((bytes << 30))
+    if [ "$(id -u)" != 0 ]; then skip "reflink of XFS" "root only" && return; fi
+    run truncate -s $((4 * bytes)) "$work/xfs.img"
+    run mkfs.xfs -q -m reflink=1 "$work/xfs.img"
+    show losetup --find --show --direct-io=on "$work/xfs.img"
+    if ! device=$(losetup --find --show --direct-io=on "$work/xfs.img"); then
+        skip "reflink of XFS" "no loop device" && return
+    fi
+    loops+=("$device")
+    run mkdir "$work/xfs"
+    run mount "$device" "$work/xfs"
+    mounts+=("$work/xfs")
+    run losetup --detach "$device" # as soon as it is unmounted
+    new_disk "$mnt/reflink" "$bytes"
+    for target in XFS snapdisk; do
+        case $target in XFS) file=$work/xfs/disk.img ;; *) file=$mnt/reflink/disk.img ;; esac
+        run fio --name=fill --filename="$file" --size="$bytes" --rw=write --bs=1m --ioengine=psync \
+            --fallocate=none --refill_buffers --buffer_compress_percentage=50 --end_fsync=1 --output=/dev/null
+        longest=() took=()
+        for round in 1 2 3 4; do
+            run fio --name=scatter --filename="$file" --size="$bytes" --rw=randwrite --bs=4k --direct=1 \
+                --ioengine=psync --fallocate=none --end_fsync=1 --number_ios="$(pick 60000 20000)" --output=/dev/null
+            show tests/bench/writer.py "$file" 8
+            tests/bench/writer.py "$file" 8 >"$work/writer" &
+            writer=$!
+            sleep 2
+            case $target in
+                XFS) timed cp --reflink=always "$file" "$work/xfs/copy-$round" ;;
+                *) timed mkdir "$mnt/reflink/.snapshots/copy-$round" ;;
+            esac
+            took+=("$TIMED_MS")
+            wait "$writer"
+            figures=$(cat "$work/writer")
+            echo "  $target, round $round: $TIMED_MS ms; $figures (writes, longest ms, 99.9 % ms)"
+            longest+=("$(cut -d' ' -f2 <<<"$figures")")
+            if [ $target = snapdisk ]; then wait_ready "$mnt/reflink/.snapshots/copy-$round"; fi
+        done
+        figure "$target: copying under random writes, median of 4" "$(median "${took[@]}")" ms
+        figure "$target: longest write meanwhile, median of 4" "$(median "${longest[@]}")" ms
+    done
+    run umount "$work/xfs"
+    rm "$work/xfs.img"
+    run truncate -s 0 "$mnt/reflink/disk.img"
+}
+
+# Deleting snapshots, and winning back what they took.
+step_delete() {
+    local disk=$mnt/delete i count took=() before after
+    count=$(pick 64 16)
+    new_disk "$disk" 4G
+    for ((i = 1; i <= count; i++)); do
+        dd if=/dev/urandom of="$disk/disk.img" bs=1M count=16 conv=notrunc status=none
+        mkdir "$disk/.snapshots/$(printf 'd%03d' "$i")"
+    done
+    wait_ready "$disk/.snapshots/$(printf 'd%03d' "$count")"
+    run "$snapdisk" gc "$mnt"
+    before=$(du -s --block-size=1M "$store/packs" | cut -f1)
+    for ((i = 1; i <= count; i++)); do
+        timed rmdir "$disk/.snapshots/$(printf 'd%03d' "$i")"
+        took+=("$TIMED_MS")
+    done
+    figure "rmdir of a snapshot, median of $count" "$(median "${took[@]}")" ms
+    timed "$snapdisk" gc "$mnt"
+    after=$(du -s --block-size=1M "$store/packs" | cut -f1)
+    figure "gc afterwards" "$TIMED_MS" ms
+    figure "won back by then" $((before - after)) MiB
+}
+
+# Mounting: after unmounting, and after SIGKILL with data that no fsync had
+# acknowledged. This store has all that the steps before left in it.
+step_mount() {
+    local round clean=() killed=()
+    new_disk "$mnt/mount" 4G
+    for round in 1 2 3; do
+        stop_daemon "$mnt" "$main_pid"
+        timed start_daemon "$mnt" "$snapdisk" mount -f "$store" "$mnt"
+        main_pid=$DAEMON_PID
+        clean+=("$TIMED_MS")
+        run dd if=/dev/urandom of="$mnt/mount/disk.img" bs=1M count=64 conv=notrunc,fsync status=none
+        run dd if=/dev/urandom of="$mnt/mount/disk.img" bs=1M count=64 conv=notrunc status=none
+        run kill -KILL "$main_pid"
+        wait "$main_pid" || true
+        run "${unmount[@]}" "$lazily" "$mnt"
+        timed start_daemon "$mnt" "$snapdisk" mount -f "$store" "$mnt"
+        main_pid=$DAEMON_PID
+        killed+=("$TIMED_MS")
+    done
+    figure "mount after unmounting, median of 3" "$(median "${clean[@]}")" ms most 1000
+    figure "mount after SIGKILL, median of 3" "$(median "${killed[@]}")" ms most 1000
+    figure "MiB in the packs of that store" "$(du -s --block-size=1M "$store/packs" | cut -f1)" MiB
+}
+
 # What the daemon uses when nobody asks anything of it.
 step_idle() {
     local seconds before info
@@ -331,15 +442,29 @@ step_threads() {
     rm -rf "$store"
 }
 
+# many_snapshots DISK COUNT BYTES: with one new block in each.
+many_snapshots() {
+    local i
+    echo "+ $2 snapshots of $1"
+    for ((i = 1; i <= $2; i++)); do
+        dd if=/dev/urandom of="$1/disk.img" bs=4K count=1 conv=notrunc status=none seek=$((i * $3 / 4096 / ($2 + 1)))
+        mkdir "$1/.snapshots/$(printf 's%04d' "$i")"
+    done
+    wait_ready "$(newest_snapshot "$1")"
+}
+
+newest_snapshot() { echo "$1/.snapshots/$(readlink "$1/.snapshots/latest")"; }
+
 store=$work/store main_pid=
 run "$snapdisk" init "$store"
 start_daemon "$mnt" "$snapdisk" mount -f "$store" "$mnt"
 main_pid=$DAEMON_PID
+run "$snapdisk" set "$mnt" max_manual_snapshots=1024 max_snapshots=1024
 for step in "${steps[@]}"; do
     echo "=== $step"
     "step_$step"
     case $step in
-        fio | pause | clone | seal) figure "VmHWM of the daemon after $step" "$(peak_mib "$main_pid")" MiB most 300 ;;
+        fio | pause | steady | clone | seal | delete) figure "VmHWM of the daemon after $step" "$(peak_mib "$main_pid")" MiB most 300 ;;
     esac
 done
 stop_daemon "$mnt" "$main_pid"
