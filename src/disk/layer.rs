@@ -552,11 +552,16 @@ impl Layer {
         }
     }
 
-    /// Makes the segment files of a new layer that writers will need when
-    /// it takes the place of `old`, so that none of them has to.
+    /// Makes the segment files of a new layer that writers will probably need
+    /// when it takes the place of `old`, so that none of them has to: those
+    /// that `old` has data in. Others would be handed on from layer to layer.
     pub fn prepare_like(&self, old: &Layer) -> Result<()> {
+        const BLOCKS: u64 = SEGMENT / BLOCK;
         for index in old.segments() {
-            self.segment(index)?;
+            let blocks = index * BLOCKS..(index + 1) * BLOCKS;
+            if old.piece_of_data(blocks).is_some() {
+                self.segment(index)?;
+            }
         }
         Ok(())
     }
