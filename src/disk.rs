@@ -38,6 +38,7 @@ use crate::manifest::{
 use crate::metrics::Metrics;
 use crate::pool::Pool;
 use crate::snapshot::Snapshot;
+use crate::sys::ClockWatch;
 use crate::time;
 use layer::{Below, Layer, LayerParts};
 use log::GraftSource;
@@ -90,6 +91,8 @@ pub struct Engine {
     /// counted there; exclusively while several disks get new heads at one
     /// instant. Held for a moment only.
     pub gate: RwLock<()>,
+    /// Tells when the wall clock is set; None where the system cannot.
+    pub clock: Option<ClockWatch>,
     /// Answers fsyncs.
     pub flushes: Pool,
     /// Something was written since the flusher last looked.

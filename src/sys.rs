@@ -5,7 +5,7 @@
 use std::ffi::CString;
 use std::io;
 use std::mem::MaybeUninit;
-use std::os::fd::{AsRawFd, BorrowedFd};
+use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 
@@ -247,6 +247,64 @@ pub fn become_io_flusher() -> io::Result<()> {
     check(unsafe { libc::prctl(PR_SET_IO_FLUSHER, on, unused, unused, unused) })
 }
 
+/// Tells when somebody sets the wall clock, and when the machine has slept.
+#[derive(Debug)]
+pub struct ClockWatch(OwnedFd);
+
+impl ClockWatch {
+    /// Watches from now on: a timer of the wall clock that is due in centuries
+    /// and canceled whenever that clock is set (timerfd_create(2)).
+    pub fn new() -> io::Result<ClockWatch> {
+        const CENTURIES_S: libc::time_t = 7_258_118_400;
+        // SAFETY: takes numbers only.
+        let fd = unsafe { libc::timerfd_create(libc::CLOCK_REALTIME, libc::TFD_CLOEXEC) };
+        check(fd)?;
+        // SAFETY: it was just made, and nobody else has it.
+        let watch = ClockWatch(unsafe { OwnedFd::from_raw_fd(fd) });
+        let flags = libc::TFD_TIMER_ABSTIME | libc::TFD_TIMER_CANCEL_ON_SET;
+        watch.arm(flags, CENTURIES_S, 0)?;
+        Ok(watch)
+    }
+
+    fn arm(&self, flags: libc::c_int, tv_sec: libc::time_t, tv_nsec: i64) -> io::Result<()> {
+        let timer = libc::itimerspec {
+            it_interval: libc::timespec {
+                tv_sec: 0,
+                tv_nsec: 0,
+            },
+            it_value: libc::timespec { tv_sec, tv_nsec },
+        };
+        // SAFETY: the descriptor is open, the timer lives through the call,
+        // and the old one is not asked for.
+        check(unsafe {
+            libc::timerfd_settime(self.0.as_raw_fd(), flags, &timer, std::ptr::null_mut())
+        })
+    }
+
+    /// Waits; true when the clock was set, false after [`ClockWatch::end`].
+    pub fn wait(&self) -> io::Result<bool> {
+        let mut times = 0u64;
+        // SAFETY: the buffer is as long as the length says.
+        let read = unsafe {
+            let buf = std::ptr::from_mut(&mut times).cast();
+            libc::read(self.0.as_raw_fd(), buf, size_of::<u64>())
+        };
+        match read {
+            -1 => match io::Error::last_os_error() {
+                error if error.raw_os_error() == Some(libc::ECANCELED) => Ok(true),
+                error if error.kind() == io::ErrorKind::Interrupted => self.wait(),
+                error => Err(error),
+            },
+            _ => Ok(false),
+        }
+    }
+
+    /// Ends the waiting, also one that has not begun yet.
+    pub fn end(&self) -> io::Result<()> {
+        self.arm(0, 0, 1)
+    }
+}
+
 /// The signals that ask a daemon to end.
 fn end_signals() -> libc::sigset_t {
     let mut set = MaybeUninit::uninit();
@@ -287,5 +345,27 @@ pub fn wait_for_end() -> io::Result<&'static str> {
             _ => "SIGHUP",
         }),
         code => Err(io::Error::from_raw_os_error(code)),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Whoever waits for the clock to be set does not wait for ever, whether
+    /// the end came before the waiting or after it began.
+    #[test]
+    fn a_watch_of_the_clock_can_be_ended() {
+        let watch = ClockWatch::new().expect("a timer");
+        watch.end().expect("it is set");
+        assert!(!watch.wait().expect("it ends"));
+
+        let watch = ClockWatch::new().expect("a timer");
+        std::thread::scope(|scope| {
+            let waiting = scope.spawn(|| watch.wait());
+            watch.end().expect("it is set");
+            let waited = waiting.join().expect("no panic");
+            assert!(!waited.expect("it ends"));
+        });
     }
 }

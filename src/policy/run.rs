@@ -1,7 +1,6 @@
 //! The worker that takes and deletes what policies and dates want.
 //!
-//! It sleeps until the next slot or date, and looks at the clock once a
-//! minute, since that may be set.
+//! It sleeps until the next slot or date, and is woken when the clock is set.
 
 use super::{Action, Decision, Facts, Known, Planned, decide, ended};
 use crate::disk::{Disk, Taking};
@@ -19,8 +18,12 @@ use std::time::{Duration, Instant};
 const JUMP: Duration = Duration::from_secs(48 * 3600);
 /// How long nothing is deleted then.
 const AFTER_JUMP: Duration = Duration::from_secs(24 * 3600);
-/// The wall clock is looked at this often, as it may be set.
-const LOOK: Duration = Duration::from_secs(60);
+/// What is due and cannot be done yet is tried again this often.
+pub(crate) const LOOK: Duration = Duration::from_secs(60);
+/// The longest sleep: the clock that it is measured with goes at another pace
+/// than the wall clock while that is being corrected, by half a thousandth at
+/// most.
+const SLEEP_MAX: Duration = Duration::from_secs(3600);
 /// Missed slots that are told one by one; of more, the first and the last.
 const MISSED_TOLD: usize = 3;
 
@@ -91,7 +94,8 @@ impl Store {
                 .note(Event::new(What::ClockJump).reason(reason));
         }
         self.look_at_space();
-        let mut next = LOOK;
+        // While nothing is deleted there is something to come back for.
+        let mut next = if trusted { SLEEP_MAX } else { LOOK };
         let mut wake_at = |at: Option<i64>| {
             if let Some(at) = at {
                 let left = at.saturating_sub(time::now_ns()).max(0);
@@ -102,14 +106,13 @@ impl Store {
             if let Some(in_force) = self.policy_of(&disk) {
                 wake_at(self.serve_policy(&disk, &in_force, now));
             }
-            if trusted {
-                self.delete_ended(&disk, now);
+            if trusted && self.delete_ended(&disk, now) {
+                wake_at(Some(now.saturating_add(LOOK.as_nanos() as i64)));
             }
             let dates = disk.list_snapshots().into_iter();
             let dates = dates.filter_map(|snapshot| snapshot.notes().expires_ns);
             wake_at(dates.filter(|at| *at > now).min());
         }
-        // What is due and refuses is looked at again in a while.
         next.max(Duration::from_millis(1))
     }
 
@@ -223,7 +226,10 @@ impl Store {
                 tracing::error!("disk {}: noting a slot: {error}", disk.name());
             }
         }
-        policy.next_slot(slot_ns.max(now_ns))
+        // Soon again: noting the slot may have failed.
+        let soon = now_ns.saturating_add(LOOK.as_nanos() as i64);
+        let next = policy.next_slot(slot_ns.max(now_ns));
+        Some(next.map_or(soon, |next| next.min(soon)))
     }
 
     /// A clock that was far ahead was set back: slots begin with now.
@@ -313,8 +319,9 @@ impl Store {
         Ok(())
     }
 
-    /// Deletes snapshots whose date has come and that nothing holds.
-    fn delete_ended(&self, disk: &Arc<Disk>, now_ns: i64) {
+    /// Deletes snapshots whose date has come and that nothing holds. True if
+    /// some have to stay until what holds them is gone.
+    fn delete_ended(&self, disk: &Arc<Disk>, now_ns: i64) -> bool {
         let has_policy = disk.policy().is_some();
         let dated = |disk: &Disk| {
             let snapshots = disk.list_snapshots();
@@ -322,7 +329,7 @@ impl Store {
             dates.min().is_some_and(|at| at <= now_ns)
         };
         if !dated(disk) {
-            return;
+            return false;
         }
         for name in ended(&Store::known_snapshots(disk), has_policy, now_ns) {
             // It may have been renamed, or given another date, meanwhile.
@@ -337,6 +344,9 @@ impl Store {
                 }
             }
         }
+        let held = Store::known_snapshots(disk).into_iter();
+        let free: Vec<Known> = held.map(|one| Known { held: false, ..one }).collect();
+        !ended(&free, has_policy, now_ns).is_empty()
     }
 }
 

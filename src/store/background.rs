@@ -1,9 +1,9 @@
 //! The threads that work in the background: the sealer, the flusher, the
 //! collector, the finisher of imports, the one that does what policies and
-//! dates want, and the one that writes events down. Each sleeps until there
-//! is something to do; an idle store wakes none of them but that for
-//! policies, once a minute to look at the clock, and the one that samples
-//! what is stored, once an hour.
+//! dates want, the one that is told when the clock is set, and the one that
+//! writes events down. Each sleeps until there is something to do; an idle
+//! store wakes none of them but that for policies and the one that samples
+//! what is stored, once an hour each.
 
 use super::*;
 use crate::chunk::store::Batch;
@@ -11,7 +11,7 @@ use crate::disk::SealTrouble;
 use crate::disk::layer::Layer;
 use crate::disk::sealed::SealedRoot;
 use crate::manifest::LayerId;
-use crate::policy::run::Clocks;
+use crate::policy::run::{Clocks, LOOK};
 use crate::progress::Quiet;
 use crate::snapshot::seal::SealPass;
 use crate::sys;
@@ -55,12 +55,13 @@ impl Store {
     pub(super) fn start_background(self: &Arc<Self>, clocks: Clocks) {
         self.engine.events.note(Event::new(What::Opened));
         let root = self.root.clone();
-        let bodies: [(&str, Body); 7] = [
+        let bodies: [(&str, Body); 8] = [
             (
                 "events",
                 Box::new(move |_, engine| engine.events.write_out(&root)),
             ),
             ("sampler", Box::new(sample_thread)),
+            ("clock", Box::new(clock_thread)),
             ("sealer", Box::new(seal_thread)),
             ("flusher", Box::new(flush_thread)),
             ("collector", Box::new(collect_thread)),
@@ -381,6 +382,8 @@ fn flush_thread(store: &Weak<Store>, engine: &Engine) {
         engine.dirty.store(false, Ordering::SeqCst);
         let Some(store) = store.upgrade() else { return };
         store.flush_heads();
+        // There is less room than before.
+        store.look_at_space();
     }
 }
 
@@ -429,6 +432,34 @@ fn policy_thread(store: &Weak<Store>, engine: &Engine, mut clocks: Clocks) {
         if engine.closing.load(Ordering::SeqCst) {
             return;
         }
+    }
+}
+
+/// Has policies look at the clock when somebody set it, or else, where the
+/// system cannot tell, once in a while.
+fn clock_thread(_: &Weak<Store>, engine: &Engine) {
+    if let Some(clock) = &engine.clock {
+        loop {
+            match clock.wait() {
+                Ok(true) => engine.work.raise(|work| work.expire = true),
+                Ok(false) => break,
+                Err(error) => {
+                    tracing::warn!("the clock is looked at once a minute: {error}");
+                    break;
+                }
+            }
+        }
+    }
+    while !engine.closing.load(Ordering::SeqCst) {
+        let until = Instant::now() + LOOK;
+        let mut work = engine.work.work.lock();
+        while !engine.closing.load(Ordering::SeqCst) {
+            if engine.work.changed.wait_until(&mut work, until).timed_out() {
+                break;
+            }
+        }
+        drop(work);
+        engine.work.raise(|work| work.expire = true);
     }
 }
 

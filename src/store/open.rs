@@ -9,6 +9,7 @@ use crate::pack::{self, PackName};
 use crate::policy::run::Clocks;
 use crate::pool::Pool;
 use crate::recover;
+use crate::sys::ClockWatch;
 use std::collections::HashMap;
 use std::time::Instant;
 
@@ -122,6 +123,7 @@ impl Store {
             metrics: Metrics::default(),
             settings: RwLock::new(catalogue.settings),
             gate: RwLock::default(),
+            clock: watch_clock(),
             flushes: Pool::new("flush", FLUSH_THREADS),
             dirty: AtomicBool::new(false),
             closing: AtomicBool::new(false),
@@ -170,6 +172,9 @@ impl Store {
         }
         // Under the lock, or a thread that is about to sleep misses it.
         self.engine.work.raise(|_| ());
+        if let Some(Err(error)) = self.engine.clock.as_ref().map(ClockWatch::end) {
+            tracing::error!("ending the watch of the clock: {error}");
+        }
         self.engine.events.note(Event::new(What::Closed));
         self.engine.events.close();
         let this = std::thread::current().id();
@@ -225,6 +230,12 @@ impl Store {
         drop(layers);
         self.replace_catalogue(&mut catalogue, next)
     }
+}
+
+fn watch_clock() -> Option<ClockWatch> {
+    ClockWatch::new()
+        .inspect_err(|error| tracing::warn!("the clock is looked at once a minute: {error}"))
+        .ok()
 }
 
 fn read_catalogue(manifests: &Manifests, header: &Header) -> Result<Catalogue> {
