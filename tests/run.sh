@@ -7,8 +7,8 @@ set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
 cargo_dir=$(./mount.sh --install-only \
-    attr e2fsprogs faketime fio fuse3 mount python3 qemu-utils restic rsync systemd util-linux \
-    vim xfsprogs)
+    attr e2fsprogs faketime fio fuse3 mount python3 qemu-utils restic rsync strace systemd \
+    util-linux vim xfsprogs)
 export PATH=$cargo_dir:$PATH:/usr/sbin:/sbin
 
 missing=()

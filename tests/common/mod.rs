@@ -17,6 +17,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 pub mod bytes;
+pub mod counting;
 pub mod faulty;
 pub mod library;
 mod loops;
