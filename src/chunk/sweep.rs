@@ -23,6 +23,8 @@ use std::collections::{HashMap, HashSet};
 use std::fmt;
 use std::sync::Arc;
 
+mod recompress;
+
 /// What a sweep did, or with `dry_run` would have done.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct SweepReport {
@@ -63,6 +65,15 @@ impl fmt::Debug for SweepRun {
 
 /// Whether a manifest, an open view or a graft reaches a chunk.
 type IsLive<'a> = dyn Fn(Kind, &ChunkId) -> bool + Sync + 'a;
+
+/// How compaction stores a record in its new pack.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Copying {
+    /// As it lies in the old one.
+    AsIs,
+    /// Compressed anew, if that makes it shorter.
+    Repacked,
+}
 
 /// A pack with its fate undecided.
 struct Judged {
@@ -168,7 +179,7 @@ impl SweepRun {
                 report.packs_protected += 1;
             }
         }
-        self.compact(compact, is_live, &mut report, keep_going)?;
+        self.compact(compact, Copying::AsIs, is_live, &mut report, keep_going)?;
         Ok(report)
     }
 
@@ -286,6 +297,7 @@ impl SweepRun {
     fn compact(
         &self,
         packs: Vec<Judged>,
+        copying: Copying,
         is_live: &IsLive<'_>,
         report: &mut SweepReport,
         keep_going: &dyn Fn() -> bool,
@@ -300,12 +312,12 @@ impl SweepRun {
                 bytes += pack.live_bytes;
                 group.push(pack);
             }
-            if !keep_going() {
-                report.interrupted = true;
-                return Ok(());
-            }
-            match self.compact_group(&group, is_live) {
-                Ok((deleted, freed)) => {
+            match self.compact_group(&group, copying, is_live, keep_going) {
+                Ok(None) => {
+                    report.interrupted = true;
+                    return Ok(());
+                }
+                Ok(Some((deleted, freed))) => {
                     report.packs_protected += group.len() as u64 - deleted;
                     report.packs_compacted += deleted;
                     report.bytes_freed += freed;
@@ -320,8 +332,16 @@ impl SweepRun {
         Ok(())
     }
 
-    /// Returns how many packs were deleted and how many bytes that freed.
-    fn compact_group(&self, group: &[Judged], is_live: &IsLive<'_>) -> Result<(u64, u64)> {
+    /// Returns how many packs were deleted and how many bytes that freed;
+    /// None if it was told to stop before that. What it had copied then is
+    /// found by the next one, and not copied again.
+    fn compact_group(
+        &self,
+        group: &[Judged],
+        copying: Copying,
+        is_live: &IsLive<'_>,
+        keep_going: &dyn Fn() -> bool,
+    ) -> Result<Option<(u64, u64)>> {
         let from: HashSet<PackNumber> = group.iter().map(|pack| pack.number).collect();
         let batch = self.store.begin();
         let mut copied = 0;
@@ -333,12 +353,18 @@ impl SweepRun {
         }
         for (pack, entries) in &live {
             for entry in entries {
+                if !keep_going() {
+                    return Ok(None);
+                }
                 if self.has_elsewhere(&batch, entry, &from) {
                     continue;
                 }
-                let stored = self.read_checked(pack, entry)?;
+                let (mut stored, plain) = self.store.read_checked(&pack.info.name, entry)?;
+                if copying == Copying::Repacked {
+                    stored.repack(&plain);
+                }
                 if batch.append(&stored)? {
-                    copied += entry.record_len();
+                    copied += stored.record_len();
                 }
             }
         }
@@ -347,6 +373,9 @@ impl SweepRun {
         // now, by its id.
         for (_, entries) in &live {
             for entry in entries {
+                if !keep_going() {
+                    return Ok(None);
+                }
                 self.store.read_back(entry, &from)?;
             }
         }
@@ -357,7 +386,7 @@ impl SweepRun {
                 freed += pack.info.file_len;
             }
         }
-        Ok((deleted, u64::saturating_sub(freed, copied)))
+        Ok(Some((deleted, u64::saturating_sub(freed, copied))))
     }
 
     /// Whether a chunk is sound in a pack that stays; pins that.
@@ -365,11 +394,14 @@ impl SweepRun {
         batch.contains_outside(entry.kind, &entry.id, from)
             && self.store.read_back(entry, from).is_ok()
     }
+}
 
-    fn read_checked(&self, pack: &Judged, entry: &Entry) -> Result<pack::Stored> {
+impl ChunkStore {
+    /// A record and what it holds, which has its id.
+    fn read_checked(&self, name: &PackName, entry: &Entry) -> Result<(pack::Stored, Vec<u8>)> {
         let damaged = |detail| {
             ended(&Finding::Chunk {
-                pack: pack.info.name,
+                pack: *name,
                 offset: entry.offset(),
                 record_len: entry.record_len(),
                 kind: entry.kind,
@@ -377,15 +409,15 @@ impl SweepRun {
                 detail,
             })
         };
-        let stored = match pack::read_record(&*self.store.backend, &pack.info.name, entry) {
+        let stored = match pack::read_record(&*self.backend, name, entry) {
             Ok(stored) => stored,
             Err(ReadError::Io(error)) => return Err(error),
             Err(ReadError::Stale(detail) | ReadError::Damaged(detail)) => {
                 return Err(damaged(detail));
             }
         };
-        stored.open(&self.store.keys).map_err(damaged)?;
-        Ok(stored)
+        let plain = stored.open(&self.keys).map_err(damaged)?;
+        Ok((stored, plain))
     }
 }
 

@@ -40,6 +40,21 @@ impl Stored {
         }
         Ok(plain)
     }
+
+    /// Packs `plain`, which is what it holds, anew with more time; keeps
+    /// what it has unless that gets shorter.
+    pub fn repack(&mut self, plain: &[u8]) {
+        let (codec, payload) = chunk::encode_dense(plain);
+        if payload.len() < self.payload.len() {
+            self.codec = codec;
+            self.payload = payload.into_owned();
+        }
+    }
+
+    /// Bytes that its record takes in a pack.
+    pub fn record_len(&self) -> u64 {
+        record_len(self.payload.len() as u32)
+    }
 }
 
 /// The part of a record before its payload.
