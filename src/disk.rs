@@ -87,6 +87,8 @@ pub struct Engine {
     pub metrics: Metrics,
     /// How many snapshots a disk may have. Held for a look only.
     pub settings: RwLock<Settings>,
+    /// Whether cold chunks are packed denser when nothing else is to do.
+    pub recompress: AtomicBool,
     /// Held, shared, by whatever looks for the head to write to, until it is
     /// counted there; exclusively while several disks get new heads at one
     /// instant. Held for a moment only.
@@ -125,6 +127,8 @@ pub struct Work {
     pub finish: bool,
     /// Snapshots that may have a date on which they end.
     pub expire: bool,
+    /// Packs that recompression may not know.
+    pub recompress: bool,
 }
 
 /// Wakes the background threads.

@@ -170,18 +170,24 @@ impl Store {
         roots
     }
 
+    /// Whether packs may be deleted at all (invariants 3 and 8).
+    pub(crate) fn check_deletable(&self) -> Result<()> {
+        self.engine.check_open()?;
+        self.engine.manifests.check_known()?;
+        match self.damage.lock().first() {
+            Some(damage) => Err(Error::Damaged {
+                what: "the store".into(),
+                detail: format!("nothing is deleted while {}", damage.text),
+            }),
+            None => Ok(()),
+        }
+    }
+
     /// Wins space back. Ends with an error, and nothing deleted, when
     /// anything is found wrong on the way (invariant 8).
     pub fn gc(&self, dry_run: bool, progress: &dyn Progress) -> Result<GcReport> {
-        let _one = self.collecting.lock();
-        self.engine.check_open()?;
-        self.engine.manifests.check_known()?;
-        if let Some(damage) = self.damage.lock().first() {
-            return Err(Error::Damaged {
-                what: "the store".into(),
-                detail: format!("nothing is deleted while {}", damage.text),
-            });
-        }
+        let _one = self.lock_collecting();
+        self.check_deletable()?;
         let keep_going = || !self.engine.closing.load(Ordering::SeqCst);
         drop(self.publishing.lock());
         let run = self.chunks().sweep_begin()?;

@@ -88,6 +88,7 @@ pub mod events;
 pub mod files;
 pub mod fuse;
 pub mod gc;
+pub mod idle;
 pub mod index;
 pub mod manifest;
 pub mod map;

@@ -383,6 +383,10 @@ pub struct Catalogue {
     /// How many snapshots a disk may have.
     #[serde(default)]
     pub settings: Settings,
+    /// Whether cold chunks are packed denser when nothing else is to do. Not
+    /// one of the settings, as programs that do not know it refuse those.
+    #[serde(default)]
+    pub recompress: bool,
     /// What the wall clock said when the store was last opened or closed:
     /// one that has gone on for days since may have been set.
     #[serde(default)]
@@ -787,6 +791,7 @@ impl Manifests {
             next_number: 1,
             entries: BTreeMap::new(),
             settings: Settings::default(),
+            recompress: false,
             seen_ns: 0,
             quiet_until_ns: 0,
             log_ends: BTreeMap::new(),

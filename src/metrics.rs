@@ -68,9 +68,18 @@ pub struct Metrics {
     pub missed: AtomicU64,
     /// Bytes that were won back.
     pub freed_bytes: AtomicU64,
+    /// Bytes that recompression won.
+    pub recompressed_bytes: AtomicU64,
 }
 
 impl Metrics {
+    /// Reads, writes, syncs and snapshots through the mount so far.
+    pub fn requests(&self) -> u64 {
+        let operations = [&self.reads, &self.writes, &self.syncs, &self.snapshots];
+        let counts = operations.map(|operation| operation.counts().iter().sum::<u64>());
+        counts.iter().sum()
+    }
+
     /// Counts a snapshot.
     pub fn taken(&self, kind: SnapshotKind) {
         self.taken[kind as usize].fetch_add(1, Ordering::Relaxed);

@@ -52,7 +52,7 @@ impl Store {
         progress: &dyn Progress,
         found: &mut dyn FnMut(Finding),
     ) -> Result<RepairReport> {
-        let _one = self.collecting.lock();
+        let _one = self.lock_collecting();
         self.engine.check_open()?;
         self.engine.manifests.check_known()?;
         let mut report = RepairReport::default();

@@ -24,7 +24,7 @@ use parking_lot::{Mutex, MutexGuard, RwLock};
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::thread::JoinHandle;
 use uuid::Uuid;
 
@@ -36,6 +36,7 @@ mod lock;
 mod open;
 mod policies;
 mod prometheus;
+pub mod recompress;
 mod status;
 
 pub use groups::Group;
@@ -132,8 +133,13 @@ pub struct Store {
     /// Held from the moment layers count as sealed until manifests say so
     /// and their packs are let go. Lock order: before a disk's `meta`.
     pub(crate) publishing: Mutex<()>,
-    /// Held by a gc from its start to its end.
-    pub(crate) collecting: Mutex<()>,
+    /// Held by a gc from its start to its end, by recompression too. Taken
+    /// by [`Store::lock_collecting`], so that the latter makes way.
+    collecting: Mutex<()>,
+    /// How many wait for that.
+    collectors: AtomicU32,
+    /// Held for a look.
+    recompression: Mutex<recompress::Recompression>,
     /// How it grew.
     history: History,
     /// Whoever listens was told that there is little room.

@@ -94,12 +94,13 @@ pub enum Request {
         #[serde(default)]
         patience_s: u32,
     },
-    /// How many snapshots a disk may have: tells, or sets.
+    /// How many snapshots a disk may have, and what is done when nothing
+    /// else is to do: tells, or sets.
     Settings {
         /// By name: `max_manual_snapshots`, `max_automatic_snapshots`,
-        /// `max_snapshots`; None ends a limit.
+        /// `max_snapshots`, `recompress`.
         #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
-        set: BTreeMap<String, Option<u32>>,
+        set: BTreeMap<String, Setting>,
     },
     /// Takes a snapshot of several disks at one instant.
     Group {
@@ -118,6 +119,16 @@ pub enum Request {
         #[serde(default)]
         dry_run: bool,
     },
+}
+
+/// What a setting is set to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(untagged)]
+pub enum Setting {
+    /// On or off.
+    Switch(bool),
+    /// A number; None ends a limit.
+    Limit(Option<u32>),
 }
 
 /// Answers [`Request`]s from an open store.
@@ -350,32 +361,43 @@ impl StoreVerbs {
         Ok(crate::policy::plan_json(&policy, &planned))
     }
 
-    fn settings(&self, set: &BTreeMap<String, Option<u32>>) -> Result<Value> {
-        let mut settings = self.store.settings();
+    fn settings(&self, set: &BTreeMap<String, Setting>) -> Result<Value> {
+        let before = self.store.settings();
+        let mut settings = before;
+        let mut recompress = self.store.is_recompressing();
         for (key, value) in set {
-            let limit = || {
-                value.ok_or_else(|| Error::InvalidArgument {
-                    what: format!("{key} without a limit: it is a number"),
-                })
-            };
-            match key.as_str() {
-                "max_manual_snapshots" => settings.max_manual_snapshots = limit()?,
-                "max_automatic_snapshots" => settings.max_automatic_snapshots = limit()?,
-                "max_snapshots" => settings.max_snapshots = *value,
+            let invalid = |what: String| Err(Error::InvalidArgument { what });
+            match (key.as_str(), *value) {
+                ("max_manual_snapshots", Setting::Limit(Some(limit))) => {
+                    settings.max_manual_snapshots = limit;
+                }
+                ("max_automatic_snapshots", Setting::Limit(Some(limit))) => {
+                    settings.max_automatic_snapshots = limit;
+                }
+                ("max_snapshots", Setting::Limit(limit)) => settings.max_snapshots = limit,
+                ("recompress", Setting::Switch(on)) => recompress = on,
+                ("max_manual_snapshots" | "max_automatic_snapshots", _) => {
+                    return invalid(format!("{key} is a number"));
+                }
+                ("max_snapshots", _) => return invalid(format!("{key} is a number or none")),
+                ("recompress", _) => return invalid(format!("{key} is on or off")),
                 _ => {
-                    return Err(Error::InvalidArgument {
-                        what: format!(
-                            "there is no setting {key}: there are max_manual_snapshots, \
-                             max_automatic_snapshots and max_snapshots"
-                        ),
-                    });
+                    return invalid(format!(
+                        "there is no setting {key}: there are max_manual_snapshots, \
+                         max_automatic_snapshots, max_snapshots and recompress"
+                    ));
                 }
             }
         }
-        if !set.is_empty() {
+        if settings != before {
             self.store.set_settings(settings)?;
         }
-        Ok(to_json(&settings))
+        if recompress != self.store.is_recompressing() {
+            self.store.set_recompress(recompress)?;
+        }
+        let mut answer = to_json(&settings);
+        answer["recompress"] = recompress.into();
+        Ok(answer)
     }
 
     fn group(&self, name: &str, disks: &[String], uid: u32, gid: u32) -> Result<Value> {

@@ -119,6 +119,13 @@ fn a_quota_limits_what_people_take() {
     taken("twelfth").expect("no shared limit");
     snapdisk_fails(&["set", &point, "max_manual_snapshots=none"]);
     snapdisk_fails(&["set", &point, "max_hourly=3"]);
+    assert_eq!(ask(&["set", "--json", &point])["recompress"], false);
+    assert!(snapdisk(&["set", &point, "recompress=on"]).contains("recompress=on"));
+    snapdisk_fails(&["set", &point, "recompress=3"]);
+    snapdisk_fails(&["set", &point, "max_snapshots=on"]);
+    mount.remount();
+    assert_eq!(ask(&["set", "--json", &point])["recompress"], true);
+    assert_eq!(ask(&["set", "--json", &point])["max_manual_snapshots"], 100);
 }
 
 const BETWEEN: usize = 100;

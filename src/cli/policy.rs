@@ -8,7 +8,7 @@ use super::value::{array, plain};
 use crate::manifest::Settings;
 use crate::policy::{self, Facts, Policy};
 use crate::time;
-use crate::verbs::Request;
+use crate::verbs::{Request, Setting};
 use clap::{Args, Subcommand};
 use serde_json::Value;
 use std::fs;
@@ -215,40 +215,44 @@ fn of_file(policy: &Policy, days: u32) -> Value {
     policy::plan_json(policy, &planned)
 }
 
-/// Change how many snapshots a disk may have
+/// Change how many snapshots a disk may have, or whether to recompress
 ///
 /// max_manual_snapshots and max_automatic_snapshots are 256 each,
-/// max_snapshots, of both together, is not limited. Without a setting, tells
-/// what they are. Snapshots that are there stay, also if they are more.
+/// max_snapshots, of both together, is not limited. Snapshots that are there
+/// stay, also if they are more. With recompress=on, what was sealed more than
+/// an hour ago is compressed again, more densely, while nothing goes through
+/// the mount and the machine is idle; it is off. Without a setting, tells
+/// what they are.
 ///
 /// Examples:
 ///   snapdisk set /mnt/disks max_manual_snapshots=512
 ///   snapdisk set /var/lib/snapdisk max_snapshots=none
+///   snapdisk set /mnt/disks recompress=on
 #[derive(Args, Debug)]
 #[command(verbatim_doc_comment)]
 pub(super) struct Set {
     /// The store, or where it is mounted
     #[arg(value_name = "STORE|MNT")]
     place: PathBuf,
-    /// NAME=NUMBER, or max_snapshots=none
-    #[arg(value_name = "NAME=NUMBER", value_parser = setting)]
-    settings: Vec<(String, Option<u32>)>,
+    /// NAME=NUMBER, max_snapshots=none, or recompress=on or off
+    #[arg(value_name = "NAME=VALUE", value_parser = setting)]
+    settings: Vec<(String, Setting)>,
     /// Print JSON
     #[arg(long)]
     json: bool,
 }
 
-fn setting(text: &str) -> Result<(String, Option<u32>), String> {
+fn setting(text: &str) -> Result<(String, Setting), String> {
     let (name, value) = text
         .split_once('=')
-        .ok_or_else(|| format!("{text:?} is not NAME=NUMBER"))?;
+        .ok_or_else(|| format!("{text:?} is not NAME=VALUE"))?;
     let value = match value {
-        "none" => None,
-        number => Some(
-            number
-                .parse()
-                .map_err(|_| format!("{number:?} is no number, and not `none`"))?,
-        ),
+        "none" => Setting::Limit(None),
+        "on" => Setting::Switch(true),
+        "off" => Setting::Switch(false),
+        number => Setting::Limit(Some(number.parse().map_err(|_| {
+            format!("{number:?} is no number, and not `none`, `on` or `off`")
+        })?)),
     };
     Ok((name.to_owned(), value))
 }
@@ -267,6 +271,8 @@ pub(super) fn set(set: &Set) -> anyhow::Result<ExitCode> {
     for (name, value) in all {
         match value {
             Value::Null => say!("{name}=none"),
+            Value::Bool(true) => say!("{name}=on"),
+            Value::Bool(false) => say!("{name}=off"),
             value => say!("{name}={value}"),
         }
     }
@@ -278,9 +284,12 @@ mod tests {
     use super::*;
 
     #[test]
-    fn settings_are_names_and_numbers() {
-        assert_eq!(setting("a=7"), Ok(("a".into(), Some(7))));
-        assert_eq!(setting("a=none"), Ok(("a".into(), None)));
+    fn settings_are_names_and_values() {
+        let set = |value| Ok(("a".into(), value));
+        assert_eq!(setting("a=7"), set(Setting::Limit(Some(7))));
+        assert_eq!(setting("a=none"), set(Setting::Limit(None)));
+        assert_eq!(setting("a=on"), set(Setting::Switch(true)));
+        assert_eq!(setting("a=off"), set(Setting::Switch(false)));
         for bad in ["a", "a=", "a=-1", "a=x", "a=99999999999"] {
             assert!(setting(bad).is_err(), "{bad}");
         }

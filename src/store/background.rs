@@ -3,7 +3,8 @@
 //! dates want, the one that is told when the clock is set, and the one that
 //! writes events down. Each sleeps until there is something to do; an idle
 //! store wakes none of them but that for policies and the one that samples
-//! what is stored, once an hour each.
+//! what is stored, once an hour each. The latter recompresses, too, if that
+//! is wanted, and then looks once a minute as long as there is something cold.
 
 use super::*;
 use crate::chunk::store::Batch;
@@ -127,7 +128,7 @@ impl Store {
         drop(publishing);
         let removed = self.remove_sealed_layers()?;
         // `mkdir` may be waiting for this.
-        self.engine.work.changed.notify_all();
+        self.engine.work.raise(|work| work.recompress |= sealed > 0);
         Ok(match (sealed, removed) {
             (0, true) => Round::Done,
             (0, false) => Round::Later,
@@ -463,19 +464,32 @@ fn clock_thread(_: &Weak<Store>, engine: &Engine) {
     }
 }
 
+/// What can wait until nobody wants anything else.
 fn sample_thread(store: &Weak<Store>, engine: &Engine) {
     // It walks all maps, also soon after a mount.
     sys::lowest_priority();
+    let mut sample_at = Instant::now();
+    let mut look_at = Some(sample_at);
     loop {
-        let wait = {
+        {
             let Some(store) = store.upgrade() else { return };
-            store.sample()
-        };
-        let until = Instant::now() + wait;
+            if Instant::now() >= sample_at {
+                let wait = store.sample();
+                sample_at = Instant::now() + wait;
+            }
+            if look_at.is_some_and(|at| Instant::now() >= at) {
+                look_at = store.recompress_when_idle(sample_at);
+            }
+        }
+        let until = look_at.map_or(sample_at, |at| at.min(sample_at));
         let mut work = engine.work.work.lock();
         loop {
             if engine.closing.load(Ordering::SeqCst) {
                 return;
+            }
+            if std::mem::take(&mut work.recompress) {
+                look_at = Some(Instant::now());
+                break;
             }
             if engine.work.changed.wait_until(&mut work, until).timed_out() {
                 break;
@@ -522,6 +536,9 @@ fn collect_thread(store: &Weak<Store>, engine: &Engine) {
             }
         }
         // Sealing may have waited for room.
-        engine.work.raise(|work| work.seal = true);
+        engine.work.raise(|work| {
+            work.seal = true;
+            work.recompress = true;
+        });
     }
 }

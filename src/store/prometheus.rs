@@ -145,6 +145,11 @@ impl Store {
                 "Bytes that gc won back.",
                 &metrics.freed_bytes,
             ),
+            (
+                "recompressed_bytes_total",
+                "Bytes that recompression of cold chunks won.",
+                &metrics.recompressed_bytes,
+            ),
         ];
         for (name, help, counter) in counters {
             let value = counter.load(Ordering::Relaxed);

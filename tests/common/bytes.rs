@@ -31,6 +31,24 @@ impl Random {
     pub fn bytes(&mut self, len: usize) -> Vec<u8> {
         super::noise(self.next(), len)
     }
+
+    /// Bytes that compress, and some percent more at a denser level: pieces
+    /// of noise and of what came before.
+    pub fn pieces(&mut self, len: usize) -> Vec<u8> {
+        let mut bytes = Vec::new();
+        while bytes.len() < len {
+            if bytes.is_empty() || self.below(10) < 3 {
+                bytes.extend_from_slice(&self.next().to_le_bytes()[..4]);
+            } else {
+                let back = 1 + self.below(bytes.len().min(12 << 10) as u64) as usize;
+                let piece = back.min(5 + self.below(35) as usize);
+                let at = bytes.len() - back;
+                bytes.extend_from_within(at..at + piece);
+            }
+        }
+        bytes.truncate(len);
+        bytes
+    }
 }
 
 /// Opens for reading and writing.
