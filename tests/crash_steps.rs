@@ -20,10 +20,12 @@ use snapdisk::manifest::{PolicyText, Settings};
 use snapdisk::name::{DiskName, ImageName, PolicyName, SnapshotName};
 use snapdisk::progress::Quiet;
 use snapdisk::snapshot::Snapshot;
+use snapdisk::store::recompress::COLD;
 use snapdisk::store::{Image, Store};
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Instant;
 
 /// Everything that can be seen in a store: what it is called, and a hash.
 type Content = BTreeMap<String, String>;
@@ -363,6 +365,33 @@ fn a_crash_at_any_step_leaves_the_state_before_or_after() {
         points += effects;
     }
     println!("crash points: {points}");
+}
+
+/// Invariants 3, 4 and 8: a crash at any step of recompression loses nothing.
+#[test]
+fn a_crash_at_any_step_of_recompression_loses_nothing() {
+    let index = memory_dir();
+    let files = new_files();
+    let store = open_files(&files, index.path()).expect("it opens");
+    let made = (|| {
+        let web = make(&store, "web")?;
+        write(&web, 0, &Random(8).pieces(24 * CHUNK))?;
+        take_of(&web, "one")?;
+        wait_sealed(&web);
+        store.set_recompress(true)?;
+        store.close()
+    })();
+    made.expect("a sample");
+    let recompress: Operation = |store| {
+        let now = Instant::now();
+        store.cold_packs(now);
+        let cold = store.cold_packs(now + COLD);
+        let report = store.recompress(&cold.packs, &|| true)?;
+        assert!(report.packs_compacted > 0, "the sample tests too little");
+        Ok(())
+    };
+    let effects = crash_at_every_step("recompression", &files, index.path(), recompress);
+    println!("recompression: {effects} effects, each of which was the last");
 }
 
 /// Invariants 2, 3 and 5: a crash at any step of a seal loses nothing, and
