@@ -198,7 +198,7 @@ fn a_series_of_images_takes_what_is_unique_in_it() {
         "{} unique chunks of {} MiB take {unique} bytes compressed, the store {stored}: {ratio:.4}; \
          lengths and bytes on disk: all {all:?}, {parts:?}",
         sizes.len(),
-        sizes.len() * CHUNK >> 20,
+        (sizes.len() * CHUNK) >> 20,
     );
     println!("{said}");
     assert!(
