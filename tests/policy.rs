@@ -423,9 +423,11 @@ fn a_year_goes_by_as_planned() {
             .write_all_at(&[day as u8; 512], (day as u64 % 256) * 4096)
             .expect("a write");
         drop(image);
-        clock.nudge(&web);
         let path = web.join(".snapshots").join(name);
-        wait_until(&format!("{name} is taken"), || path.exists());
+        wait_until(&format!("{name} is taken"), || {
+            clock.nudge(&web);
+            path.exists()
+        });
         wait_ready(&path);
     }
     wait_until("the last made room", || automatic(&web).len() == 20);
@@ -460,9 +462,11 @@ fn a_clock_that_jumps_takes_one_and_deletes_none() {
     fs::write(web.join(".snapshots/policy.toml"), policy).expect("a policy");
     let reach = |clock: &mut Clock, at: &str, name: &str| {
         clock.set(at);
-        clock.nudge(&web);
         let path = web.join(".snapshots").join(name);
-        wait_until(&format!("{name} is taken"), || path.exists());
+        wait_until(&format!("{name} is taken"), || {
+            clock.nudge(&web);
+            path.exists()
+        });
         wait_ready(&path);
     };
     reach(&mut clock, "2026-03-01 06:00:00", "auto-20260301T060000Z");
@@ -481,6 +485,8 @@ fn a_clock_that_jumps_takes_one_and_deletes_none() {
 
     // Forward by ten days: one is made up, the others are told as missed, and
     // nothing that is over its date goes.
+    let ended = "auto-20260301T120000Z";
+    wait_until("the second ends", || !automatic(&web).contains(ended));
     let before = automatic(&web);
     clock.set("2026-03-12 13:00:00");
     clock.nudge(&web);
