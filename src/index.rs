@@ -2,9 +2,11 @@
 //!
 //! Three layers, none of them the only copy of anything: a table of
 //! fingerprints in memory says which packs may hold a chunk; a pack's
-//! directory says whether and where; directories are kept in sled, and come
-//! from the packs themselves whenever sled has none or is in doubt. What
-//! sled says of a closed pack is believed only if its checksum is the one in
+//! directory says whether and where. Directories are read from closed packs;
+//! sled has them all, and is where those of packs without a directory of
+//! their own come from. The table
+//! is saved to a file now and then ([`saved`]), so that opening reads no
+//! directories but those of packs that came since. What sled says of a closed pack is believed only if its checksum is the one in
 //! the pack's own trailer, so a stale index cannot make up a chunk
 //! (invariant 5).
 //!
@@ -14,24 +16,30 @@ use crate::backend::Backend;
 use crate::chunk::ChunkId;
 use crate::error::{Error, Result};
 use crate::pack::{self, Contents, Directory, Entry, Finding, PackName};
-use parking_lot::RwLock;
+use parking_lot::{Mutex, RwLock};
 use quick_cache::sync::Cache;
 use std::collections::HashMap;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use uuid::Uuid;
 
 mod db;
+mod saved;
 mod table;
 
 use db::{Cover, Db, Kept};
+use saved::Saved;
 use table::{MAX_PACKS, Table};
 
 /// Packs whose directories are kept in memory, in bytes.
 const DIRECTORY_CACHE_BYTES: u64 = 32 << 20;
 /// Packs after which sled is flushed: often is slow, never takes memory.
 const FLUSH_EVERY: u64 = 64;
+/// The table is saved after so many chunks, or one for so many that it has,
+/// whichever is more: their packs are what opening reads after a crash.
+const SAVE_AFTER: u64 = 1 << 16;
+const SAVE_AFTER_PART: u64 = 32;
 
 /// A pack's number in this run.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -99,6 +107,31 @@ impl State {
         Ok(number)
     }
 
+    /// Takes in what was saved.
+    fn restore(saved: Saved) -> Result<State> {
+        let mut state = State {
+            table: saved.table,
+            ..State::default()
+        };
+        for info in saved.packs {
+            state.add(info)?;
+        }
+        Ok(state)
+    }
+
+    /// The packs whose chunks are all in the table for good, with their
+    /// numbers: nobody appends to them, and nothing is wrong with them.
+    fn settled(&self) -> Vec<(u32, PackInfo)> {
+        let listed = (0..).zip(&self.packs);
+        let infos = listed.filter_map(|(number, listed)| {
+            let info = &listed.as_ref()?.info;
+            Some((number, info.clone()))
+        });
+        infos
+            .filter(|(_, info)| (info.closed || info.earlier) && !info.damaged)
+            .collect()
+    }
+
     fn insert(&mut self, number: u32, entries: &[Entry]) {
         let State { table, packs, .. } = self;
         for entry in entries {
@@ -145,6 +178,11 @@ pub struct Index {
     db: Db,
     /// Directories put into sled since its last flush.
     unflushed: AtomicU64,
+    dir: PathBuf,
+    /// Chunks and other changes since the table was saved.
+    unsaved: AtomicU64,
+    /// Held while the table is saved. Taken before `state`.
+    saving: Mutex<()>,
 }
 
 impl Index {
@@ -178,59 +216,87 @@ impl Index {
             directories: Cache::with_weighter(256, DIRECTORY_CACHE_BYTES, DirectoryWeight),
             db: Db::open(dir),
             unflushed: AtomicU64::new(0),
+            dir: dir.to_owned(),
+            unsaved: AtomicU64::new(0),
+            saving: Mutex::new(()),
         };
 
-        // What sled had of packs that are here but other than it says.
-        let mut stale: HashMap<PackName, u64> = HashMap::new();
+        // How much of a pack is known to have been on disk once.
+        let mut synced: HashMap<PackName, u64> = HashMap::new();
         let mut gone = Vec::new();
-        let mut failure = None;
-        let all = index.db.each(|name, value| {
-            let Some(len) = packs.get(&name) else {
-                gone.push(name);
-                return;
-            };
-            match value {
-                Some(value) if value.cover.file_len == *len && !value.cover.damaged => {
-                    if let Err(error) = index.learn(name, value.cover, &value.directory) {
-                        failure = Some(error);
+        let wanted = |name: &PackName, len| packs.get(name) == Some(&len);
+        let saved = saved::read(dir, store, wanted).unwrap_or_else(|error| {
+            tracing::warn!("the saved table of the index is of no use: {error}");
+            None
+        });
+        match saved {
+            Some(mut saved) => {
+                for (name, len) in std::mem::take(&mut saved.unwanted) {
+                    match packs.contains_key(&name) {
+                        true => drop(synced.insert(name, len)),
+                        false => gone.push(name),
                     }
                 }
-                Some(value) => {
-                    stale.insert(name, value.cover.file_len);
-                }
-                None => {}
+                *index.state.write() = State::restore(saved)?;
             }
-        });
-        if let Some(error) = failure {
-            return Err(error);
-        }
-        if !all {
-            *index.state.write() = State::default();
-            index.db.start_anew();
+            None => gone = index.learn_all(&packs)?,
         }
         for name in gone {
             index.db.remove(&name);
         }
 
-        let mut unknown: Vec<PackName> = {
+        let mut unknown: Vec<(PackName, u64)> = {
             let state = index.state.read();
-            let known = |name: &&PackName| !state.numbers.contains_key(*name);
-            packs.keys().filter(known).copied().collect()
+            let packs = packs.iter().map(|(name, len)| (*name, *len));
+            packs
+                .filter(|(name, _)| !state.numbers.contains_key(name))
+                .collect()
         };
         unknown.sort_unstable();
         let total = unknown.len() as u64;
-        for (done, name) in (0..).zip(unknown) {
+        for (done, (name, len)) in (0..).zip(unknown) {
             progress(done, total);
-            let synced = stale.get(&name).copied().unwrap_or(0);
+            let mut synced = synced.get(&name).copied().unwrap_or(0);
+            if let Kept::Value(value) = index.db.get(&name) {
+                if value.cover.file_len == len && !value.cover.damaged {
+                    index.learn(name, value.cover, &value.directory)?;
+                    continue;
+                }
+                synced = synced.max(value.cover.file_len);
+            }
             index.rebuild(name, synced, &mut opened.findings)?;
             opened.rebuilt += 1;
         }
-        if total > 0 {
+        if opened.rebuilt > 0 {
             index.db.flush();
             index.unflushed.store(0, Ordering::Relaxed);
+        }
+        if total > 0 {
             progress(total, total);
         }
+        index.save_if_due();
         Ok((index, opened))
+    }
+
+    /// Takes in what sled has of these packs. Returns those that are gone.
+    fn learn_all(&self, packs: &HashMap<PackName, u64>) -> Result<Vec<PackName>> {
+        let mut gone = Vec::new();
+        let mut outcome = Ok(());
+        let all = self.db.each(|name, value| match (packs.get(&name), value) {
+            (None, _) => gone.push(name),
+            (Some(len), Some(value))
+                if value.cover.file_len == *len && !value.cover.damaged && outcome.is_ok() =>
+            {
+                outcome = self.learn(name, value.cover, &value.directory);
+            }
+            _ => {}
+        });
+        outcome?;
+        if !all {
+            *self.state.write() = State::default();
+            self.db.start_anew();
+        }
+        Ok(gone)
     }
 
     /// Takes in a pack of an earlier run.
@@ -246,6 +312,7 @@ impl Index {
             plain_bytes: 0,
         };
         info.count(directory);
+        self.unsaved.fetch_add(1 + info.records, Ordering::Relaxed);
         let mut state = self.state.write();
         let number = state.add(info)?;
         state.insert(number, directory.entries());
@@ -316,6 +383,49 @@ impl Index {
         }
     }
 
+    /// Saves the table if opening would have to read many directories.
+    fn save_if_due(&self) {
+        let unsaved = self.unsaved.load(Ordering::Relaxed);
+        if unsaved >= SAVE_AFTER {
+            let chunks = self.state.read().table.len() as u64;
+            if unsaved >= chunks / SAVE_AFTER_PART {
+                self.save();
+            }
+        }
+    }
+
+    /// Saves the table, with sled flushed first: who knows a pack from the
+    /// table does not look whether sled has it. Others go on meanwhile; what
+    /// they add is in the file or not, and in no pack that is listed there.
+    fn save(&self) {
+        // Who has no sled may have lost the directory to another process.
+        let Some(_saving) = self.saving.try_lock().filter(|_| self.has_db()) else {
+            return;
+        };
+        self.db.flush();
+        self.unsaved.store(0, Ordering::Relaxed);
+        let (packs, slots) = {
+            let state = self.state.read();
+            (state.settled(), state.table.len() as u64)
+        };
+        let shard = |shard| self.state.read().table.slots(shard);
+        if let Err(error) = saved::write(&self.dir, self.store, &packs, slots, shard) {
+            tracing::warn!("the table of the index is not saved: {error}");
+        }
+    }
+
+    /// Removes the saved table: it says that all is well with a pack of
+    /// which that is not true.
+    fn distrust_saved(&self) {
+        self.unsaved.fetch_add(1, Ordering::Relaxed);
+        let _saving = self.saving.lock();
+        if self.has_db()
+            && let Err(error) = saved::remove(&self.dir)
+        {
+            tracing::warn!("removing the saved table of the index: {error}");
+        }
+    }
+
     /// The packs that may hold a chunk, the latest first.
     pub fn candidates(&self, id: &ChunkId) -> Vec<PackNumber> {
         let state = self.state.read();
@@ -368,22 +478,39 @@ impl Index {
             what: "pack",
             name: number.0.to_string(),
         })?;
+        if info.closed {
+            // Two short reads at the pack's end; sled would read and unpack
+            // every leaf that a piece of it is in.
+            let contents = self.read(&info.name, info.file_len)?;
+            let is_as_known = contents.closed
+                && contents.findings.is_empty()
+                && contents.directory.entries().len() as u64 == info.records;
+            return match is_as_known {
+                true => Ok(self.cache(number, &info, contents.directory)),
+                false => self.reload(number),
+            };
+        }
         match self.db.get(&info.name) {
             Kept::Value(value)
                 if value.cover.file_len == info.file_len && self.confirms(&info, &value)? =>
             {
-                let directory = Arc::new(value.directory);
-                let state = self.state.read();
-                let listed = state.packs.get(number.0 as usize).and_then(Option::as_ref);
-                // Its writer may have published more of it meanwhile.
-                if listed.is_some_and(|listed| listed.info.file_len == info.file_len) {
-                    self.directories.insert(number.0, Arc::clone(&directory));
-                }
-                Ok(directory)
+                Ok(self.cache(number, &info, value.directory))
             }
             Kept::Value(_) | Kept::Nothing => self.reload(number),
             Kept::Busy => Ok(self.load(number, &info)?.0),
         }
+    }
+
+    /// Keeps a directory in memory that is of the pack as `info` has it.
+    fn cache(&self, number: PackNumber, info: &PackInfo, directory: Directory) -> Arc<Directory> {
+        let directory = Arc::new(directory);
+        let state = self.state.read();
+        let listed = state.packs.get(number.0 as usize).and_then(Option::as_ref);
+        // Its writer may have published more of it meanwhile.
+        if listed.is_some_and(|listed| listed.info.file_len == info.file_len) {
+            self.directories.insert(number.0, Arc::clone(&directory));
+        }
+        directory
     }
 
     /// Whether the pack itself says the same as a value of sled's.
@@ -456,6 +583,10 @@ impl Index {
                 directory = Directory::new([directory.entries(), &lost].concat());
             }
         }
+        if cover.damaged {
+            self.distrust_saved();
+        }
+        self.unsaved.fetch_add(1, Ordering::Relaxed);
         let directory = Arc::new(directory);
         let mut state = self.state.write();
         let Some(listed) = state.listed(number) else {
@@ -520,8 +651,11 @@ impl Index {
             closed,
             damaged: false,
         };
+        self.unsaved
+            .fetch_add(fresh.len() as u64 + u64::from(closed), Ordering::Relaxed);
         if closed {
             self.keep(&name, directory, cover);
+            self.save_if_due();
         } else {
             self.db.put(&name, directory, cover);
         }
@@ -543,6 +677,7 @@ impl Index {
         {
             listed.info.damaged = true;
             tracing::error!("pack {} is damaged", listed.info.name);
+            self.unsaved.fetch_add(1, Ordering::Relaxed);
         }
     }
 
@@ -584,12 +719,14 @@ impl Index {
                 .and_then(Option::take);
             if let Some(listed) = &removed {
                 state.numbers.remove(&listed.info.name);
+                state.table.note_removal();
             }
             removed
         };
         self.directories.remove(&number.0);
         if let Some(listed) = removed {
             self.db.remove(&listed.info.name);
+            self.unsaved.fetch_add(1, Ordering::Relaxed);
         }
     }
 
@@ -616,8 +753,11 @@ impl Index {
         self.state.read().table.bytes()
     }
 
-    /// Flushes and closes sled; look-ups go on without it.
+    /// Saves the table, flushes and closes sled; look-ups go on without it.
     pub fn close(&self) {
+        if self.unsaved.load(Ordering::Relaxed) > 0 {
+            self.save();
+        }
         self.db.close();
     }
 }

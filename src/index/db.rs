@@ -1,12 +1,16 @@
 //! sled, kept at arm's length: whatever it does, an error or a panic of it
 //! drops it, and the index goes on without.
 //!
-//! One value a pack: its whole directory. Millions of entries of their own
-//! would take gigabytes and minutes.
+//! One value a pack: its whole directory, cut into pieces of 4 KiB. Millions
+//! of entries of their own would take gigabytes and minutes. But sled keeps
+//! some 500 leaves in memory, whatever size of cache it is given, and writes
+//! whole leaves: with a directory in one piece they took half a gigabyte.
 //!
 //! ```text
-//! key    writer's epoch, big-endian, then the pack's uuid: 24 bytes
-//! value  0 magic "SDX1"  4 flags u32: 1 damaged, 2 closed
+//! key    writer's epoch, the pack's uuid, the piece's number u16: 26 bytes,
+//!        big-endian
+//! value  the pieces one after the other:
+//!        0 magic "SDX1"  4 flags u32: 1 damaged, 2 closed
 //!        8 length of the file that this describes u64   16 count u32
 //!       20 CRC-32 of the entries     24 CRC-32 of 0..24
 //!       28 entries as in a pack's directory
@@ -21,12 +25,13 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
 use uuid::Uuid;
 
-/// With the default of 1024 values of tens of kilobytes are ten times slower.
+/// With the default of 1024 such values are ten times slower.
 const LEAF_FANOUT: usize = 16;
 /// Bytes that sled may keep of what it has read.
 const CACHE_BYTES: usize = 16 << 20;
 const MAGIC: &[u8; 4] = b"SDX1";
 const HEADER_BYTES: usize = 28;
+const PIECE_BYTES: usize = 4096;
 const DAMAGED: u32 = 1;
 const CLOSED: u32 = 2;
 
@@ -109,19 +114,46 @@ pub fn decode(bytes: &[u8]) -> Option<Value> {
     })
 }
 
-fn key_of(pack: &PackName) -> [u8; 24] {
+/// What the keys of a pack's pieces start with.
+fn prefix_of(pack: &PackName) -> [u8; 24] {
     let mut key = [0; 24];
     key[..8].copy_from_slice(&pack.epoch.to_be_bytes());
     key[8..].copy_from_slice(pack.uuid.as_bytes());
     key
 }
 
+fn key_of(pack: &PackName, piece: u16) -> [u8; 26] {
+    let mut key = [0; 26];
+    key[..24].copy_from_slice(&prefix_of(pack));
+    key[24..].copy_from_slice(&piece.to_be_bytes());
+    key
+}
+
 fn name_of(key: &[u8]) -> Option<PackName> {
-    let (epoch, uuid) = key.split_at_checked(8)?;
+    if key.len() != 26 {
+        return None;
+    }
     Some(PackName {
-        epoch: u64::from_be_bytes(epoch.try_into().ok()?),
-        uuid: Uuid::from_bytes(uuid.try_into().ok()?),
+        epoch: u64::from_be_bytes(key[..8].try_into().ok()?),
+        uuid: Uuid::from_bytes(key[8..24].try_into().ok()?),
     })
+}
+
+/// Puts a value together from its pieces, of which there may be some left of
+/// a longer one.
+fn join(pieces: impl Iterator<Item = io::Result<Vec<u8>>>) -> io::Result<Option<Value>> {
+    let mut bytes = Vec::new();
+    for piece in pieces {
+        bytes.extend_from_slice(&piece?);
+    }
+    if let Some(count) = bytes.get(16..20) {
+        let count = count
+            .iter()
+            .rev()
+            .fold(0, |sum, byte| sum << 8 | usize::from(*byte));
+        bytes.truncate(HEADER_BYTES + count * ENTRY_BYTES);
+    }
+    Ok(decode(&bytes))
 }
 
 /// Runs a call into sled; its panic becomes an error.
@@ -248,13 +280,12 @@ impl Db {
             let Some(sled) = sled.as_ref() else {
                 return Kept::Nothing;
             };
-            guarded(|| sled.get(key_of(pack)))
+            guarded(|| {
+                let pieces = sled.scan_prefix(prefix_of(pack));
+                join(pieces.map(|piece| Ok(piece?.1.to_vec())))
+            })
         };
-        match self
-            .outcome(result)
-            .flatten()
-            .and_then(|bytes| decode(&bytes))
-        {
+        match self.outcome(result).flatten() {
             Some(value) => Kept::Value(value),
             None => Kept::Nothing,
         }
@@ -263,12 +294,25 @@ impl Db {
     /// Keeps a pack's directory; durable after a flush.
     pub fn put(&self, pack: &PackName, directory: &Directory, cover: Cover) {
         let value = encode(directory, cover);
-        self.with(|sled| sled.insert(key_of(pack), value).map(drop));
+        self.with(|sled| {
+            let mut batch = sled::Batch::default();
+            for (piece, bytes) in (0..).zip(value.chunks(PIECE_BYTES)) {
+                batch.insert(&key_of(pack, piece)[..], bytes);
+            }
+            sled.apply_batch(batch)
+        });
     }
 
     /// Forgets a pack.
     pub fn remove(&self, pack: &PackName) {
-        self.with(|sled| sled.remove(key_of(pack)).map(drop));
+        self.with(|sled| {
+            let pieces = sled.scan_prefix(prefix_of(pack));
+            let keys = pieces.map(|piece| Ok(piece?.0));
+            for key in keys.collect::<io::Result<Vec<_>>>()? {
+                sled.remove(key)?;
+            }
+            Ok(())
+        });
     }
 
     /// Forgets a key that is no pack's.
@@ -284,14 +328,26 @@ impl Db {
         }
         let mut strange = Vec::new();
         let done = self.with(|sled| {
+            let mut pieces = Vec::new();
+            let mut of = None;
+            let mut end = |of: Option<PackName>, pieces: &mut Vec<Vec<u8>>| {
+                if let Some(name) = of {
+                    visit(name, join(pieces.drain(..).map(Ok))?);
+                }
+                io::Result::Ok(())
+            };
             for item in sled.iter() {
                 let (key, value) = item?;
-                match name_of(&key) {
-                    Some(name) => visit(name, decode(&value)),
-                    None => strange.push(key.to_vec()),
+                let Some(name) = name_of(&key) else {
+                    strange.push(key.to_vec());
+                    continue;
+                };
+                if of != Some(name) {
+                    end(of.replace(name), &mut pieces)?;
                 }
+                pieces.push(value.to_vec());
             }
-            Ok(())
+            end(of, &mut pieces)
         });
         for key in strange {
             self.remove_key(&key);

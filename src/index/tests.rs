@@ -1,4 +1,4 @@
-use super::db::{Cover, decode, encode};
+use super::db::{Cover, Value, decode, encode};
 use super::*;
 use crate::backend::memory::MemoryBackend;
 use crate::chunk::{Codec, Keys, Kind};
@@ -6,6 +6,15 @@ use crate::pack::{PackWriter, Stored};
 use tempfile::TempDir;
 
 const STORE: Uuid = Uuid::from_u128(4);
+
+impl Kept {
+    fn into_value(self) -> Option<Value> {
+        match self {
+            Kept::Value(value) => Some(value),
+            Kept::Nothing | Kept::Busy => None,
+        }
+    }
+}
 
 fn temporary() -> TempDir {
     tempfile::tempdir().expect("a temporary directory")
@@ -38,7 +47,7 @@ fn open(backend: &Arc<MemoryBackend>, dir: &TempDir) -> Result<(Index, Opened)> 
 }
 
 #[test]
-fn a_value_that_the_packs_trailer_does_not_confirm_is_replaced() -> Result<()> {
+fn a_value_that_the_pack_does_not_confirm_is_not_believed_and_is_replaced() -> Result<()> {
     let backend = Arc::new(MemoryBackend::new());
     let dir = temporary();
     let (name, right) = pack(&*backend, 20, true)?;
@@ -67,6 +76,7 @@ fn a_value_that_the_packs_trailer_does_not_confirm_is_replaced() -> Result<()> {
     let number = index.number(&name).expect("it is known");
     assert_eq!(*index.directory(number)?, right);
     let id = right.entries()[0].id;
+    assert_eq!(index.rebuild_all(&|_, _| ()), 1);
     assert_eq!(
         index.resolve_through_db(&id),
         Some((name, right.entries()[0]))
@@ -147,4 +157,196 @@ fn a_value_comes_back_and_a_damaged_one_does_not() {
     for len in 0..bytes.len() {
         assert!(decode(&bytes[..len]).is_none(), "{len}");
     }
+}
+
+/// Packs of 20 records each, all of them closed, and an index that was closed
+/// in good order. Returns their directories.
+fn saved_index(
+    backend: &Arc<MemoryBackend>,
+    dir: &TempDir,
+    packs: u8,
+) -> Result<Vec<(PackName, Directory)>> {
+    let made = (0..packs).map(|at| pack(&**backend, 20 + at, true));
+    let made: Vec<_> = made.collect::<Result<_>>()?;
+    let (index, opened) = open(backend, dir)?;
+    assert_eq!(opened.rebuilt, u64::from(packs));
+    index.close();
+    Ok(made)
+}
+
+fn saved_file(dir: &TempDir) -> std::path::PathBuf {
+    dir.path().join("index").join(saved::FILE)
+}
+
+fn finds_all(index: &Index, packs: &[(PackName, Directory)]) -> Result<()> {
+    for (name, directory) in packs {
+        let number = index.number(name).expect("it is known");
+        assert_eq!(*index.directory(number)?, *directory);
+        for entry in directory.entries() {
+            assert!(index.candidates(&entry.id).contains(&number));
+        }
+    }
+    Ok(())
+}
+
+/// Opening a store whose packs are all in the saved table reads nothing of
+/// any of them.
+#[test]
+fn a_saved_table_spares_reading_directories() -> Result<()> {
+    let backend = Arc::new(MemoryBackend::new());
+    let dir = temporary();
+    let packs = saved_index(&backend, &dir, 3)?;
+    let counted = {
+        let (index, _) = open(&backend, &dir)?;
+        index.packs()
+    };
+    // Sled has none of them any more.
+    let (index, _) = open(&backend, &dir)?;
+    for (name, _) in &packs {
+        index.db.remove(name);
+    }
+    index.db.flush();
+    drop(index);
+    let (index, opened) = open(&backend, &dir)?;
+    assert_eq!((opened.packs, opened.rebuilt), (3, 0));
+    let facts = |packs: Vec<(PackNumber, PackInfo)>| {
+        let mut facts: Vec<_> = packs
+            .into_iter()
+            .map(|(_, info)| (info.name, info.records, info.record_bytes, info.plain_bytes))
+            .collect();
+        facts.sort_unstable();
+        facts
+    };
+    assert_eq!(facts(index.packs()), facts(counted));
+    finds_all(&index, &packs)
+}
+
+/// Invariant 5: the index may be stale. What came after the table was saved
+/// is read, what went is forgotten, and what is longer now is read again.
+#[test]
+fn a_saved_table_of_an_earlier_moment_is_brought_up_to_date() -> Result<()> {
+    let backend = Arc::new(MemoryBackend::new());
+    let dir = temporary();
+    let mut packs = saved_index(&backend, &dir, 3)?;
+    let (gone, forgotten) = packs.remove(0);
+    backend.delete(&gone.key())?;
+    packs.push(pack(&*backend, 60, true)?);
+    let (index, opened) = open(&backend, &dir)?;
+    assert_eq!((opened.packs, opened.rebuilt), (3, 1));
+    finds_all(&index, &packs)?;
+    assert_eq!(index.number(&gone), None);
+    // Its ids are those of others, too: none of them leads to a pack that
+    // is not there.
+    for entry in forgotten.entries() {
+        for number in index.candidates(&entry.id) {
+            assert!(index.info(number).is_some());
+        }
+    }
+    assert_eq!(index.db.get(&gone).into_value(), None);
+    Ok(())
+}
+
+/// A pack that is written to is not in the saved table, even if the table is
+/// saved meanwhile.
+#[test]
+fn a_pack_that_is_being_written_is_read_after_a_crash() -> Result<()> {
+    let backend = Arc::new(MemoryBackend::new());
+    let dir = temporary();
+    let (index, _) = open(&backend, &dir)?;
+    let (name, directory) = pack(&*backend, 30, false)?;
+    let number = index.add(name)?;
+    let early = &directory.entries()[..10];
+    let len = backend.settle(&name.key())?;
+    // Half of it is published, and the file has its final length already.
+    index.publish(number, &Directory::new(early.to_vec()), early, len, false);
+    index.save();
+    drop(index);
+    let (index, _) = open(&backend, &dir)?;
+    let number = index.number(&name).expect("it is known");
+    // By the table saved, half of it would be known and the rest nowhere.
+    let saved = saved::read(&dir.path().join("index"), STORE, |_, _| true);
+    let saved = saved.expect("it is sound").expect("it is there");
+    assert!(saved.packs.is_empty());
+    assert!(index.candidates(&early[0].id).contains(&number));
+    Ok(())
+}
+
+/// A saved table is believed only whole: damaged anywhere, cut anywhere, or
+/// of another store, it is none, and everything is found all the same.
+#[test]
+fn a_damaged_saved_table_is_noticed_and_made_anew() -> Result<()> {
+    let backend = Arc::new(MemoryBackend::new());
+    let dir = temporary();
+    let packs = saved_index(&backend, &dir, 2)?;
+    let sound = std::fs::read(saved_file(&dir)).expect("it is saved");
+    let home = dir.path().join("index");
+    let read = |store| saved::read(&home, store, |_, _| true);
+    assert!(read(STORE).is_ok_and(|saved| saved.is_some()));
+    assert!(read(Uuid::from_u128(5)).is_err());
+    let put = |bytes: &[u8]| std::fs::write(saved_file(&dir), bytes).expect("written");
+    for at in 0..sound.len() {
+        let mut bytes = sound.clone();
+        bytes[at] ^= 0x10;
+        put(&bytes);
+        assert!(read(STORE).is_err(), "byte {at}");
+    }
+    for len in (0..sound.len()).step_by(7) {
+        put(&sound[..len]);
+        assert!(read(STORE).is_err(), "cut at {len}");
+    }
+    put(&[&sound[..], &[0]].concat());
+    assert!(read(STORE).is_err());
+    put(&sound[..sound.len() / 2]);
+    let (index, opened) = open(&backend, &dir)?;
+    assert_eq!(opened.rebuilt, 0, "sled has them");
+    finds_all(&index, &packs)?;
+    index.close();
+    assert!(read(STORE).is_ok_and(|saved| saved.is_some()));
+    Ok(())
+}
+
+/// What says that a pack is sound does not outlive the finding that it is not.
+#[test]
+fn a_damaged_pack_is_not_in_the_saved_table() -> Result<()> {
+    let backend = Arc::new(MemoryBackend::new());
+    let dir = temporary();
+    let packs = saved_index(&backend, &dir, 2)?;
+    let (index, _) = open(&backend, &dir)?;
+    index.mark_damaged(index.number(&packs[0].0).expect("it is known"));
+    index.close();
+    let saved = saved::read(&dir.path().join("index"), STORE, |_, _| true);
+    let saved = saved.expect("it is sound").expect("it is there");
+    let names: Vec<PackName> = saved.packs.iter().map(|info| info.name).collect();
+    assert_eq!(names, [packs[1].0]);
+    Ok(())
+}
+
+/// A directory in sled that became shorter has pieces of the longer one
+/// behind it.
+#[test]
+fn a_value_comes_back_from_its_pieces() {
+    let dir = temporary();
+    let db = Db::open(&dir.path().join("index"));
+    let cover = Cover {
+        file_len: 1 << 33,
+        closed: true,
+        damaged: false,
+    };
+    let (one, two) = (PackName::random(1), PackName::random(1));
+    for (name, counts) in [(one, [1500, 200]), (two, [16, 0])] {
+        for count in counts {
+            db.put(&name, &directory(count), cover);
+            let value = db.get(&name).into_value().expect("it is there");
+            assert_eq!((value.directory, value.cover), (directory(count), cover));
+        }
+    }
+    let mut found = HashMap::new();
+    assert!(db.each(|name, value| {
+        found.insert(name, value.map(|value| value.directory));
+    }));
+    assert_eq!(found.get(&one), Some(&Some(directory(200))));
+    assert_eq!(found.get(&two), Some(&Some(directory(0))));
+    db.remove(&one);
+    assert_eq!(db.get(&one).into_value(), None);
+    assert!(db.get(&two).into_value().is_some());
 }

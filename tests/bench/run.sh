@@ -6,7 +6,7 @@
 #   --dir DIR   where the store and all files go, on a disk (default /var/tmp)
 #   --out FILE  the figures as JSON (default target/bench.json)
 #   STEP        of: fio pause steady reflink clone seal delete mount idle rebuild
-#               loop threads (default all)
+#               loop threads scale (default all)
 # With SNAPDISK and BARE in the environment those binaries are measured and
 # nothing is built.
 #
@@ -23,12 +23,12 @@ while [ $# -gt 0 ]; do
         --quick) quick=1 ;;
         --dir) parent=$2 && shift ;;
         --out) out=$(realpath -m "$2") && shift ;;
-        fio | pause | steady | reflink | clone | seal | delete | mount | idle | rebuild | loop | threads) steps+=("$1") ;;
+        fio | pause | steady | reflink | clone | seal | delete | mount | idle | rebuild | loop | threads | scale) steps+=("$1") ;;
         *) sed -n '2,/^set/s/^# \{0,1\}//p' "$0" >&2 && exit 2 ;;
     esac
     shift
 done
-[ ${#steps[@]} -gt 0 ] || steps=(fio pause steady reflink clone seal delete mount idle rebuild loop threads)
+[ ${#steps[@]} -gt 0 ] || steps=(fio pause steady reflink clone seal delete mount idle rebuild loop threads scale)
 # normal or quick
 pick() { if [ -n "$quick" ]; then echo "$2"; else echo "$1"; fi; }
 
@@ -440,6 +440,78 @@ step_threads() {
     if [ "$finished" != 24 ] && ! ended "$DAEMON_PID"; then run kill -KILL "$DAEMON_PID"; fi
     stop_daemon "$mnt" "$DAEMON_PID"
     rm -rf "$store"
+}
+
+# A store of many chunks with a disk of 512 snapshots: what it takes to mount
+# it, and whether it is as fast as a small one.
+step_scale() {
+    local scale=${SCALE:-} count what value mnt=$work/scale store=$work/scale.store
+    local -A small=() large=()
+    if [ -z "$scale" ]; then
+        run cargo build --release --locked --example scale
+        scale=$target/release/examples/scale
+    fi
+    run "$scale" "$store" 16384
+    scale_figures small 16384
+    rm -rf "$store"
+    count=$(pick 16777216 1048576)
+    timed "$scale" "$store" "$count" 512
+    figure "making a store of $count chunks and 512 snapshots" "$TIMED_MS" ms
+    scale_figures large "$count"
+    figure "mount with $count chunks" "${large[clean]}" ms most 1000
+    figure "mount with $count chunks after SIGKILL" "${large[killed]}" ms most 1000
+    # The cache of chunks, 48 MiB, is beside the 256.
+    figure "VmRSS with $count chunks after mounting" "${large[mounted]}" MiB most 304
+    figure "VmHWM with $count chunks after reads and look-ups" "${large[peak]}" MiB most 304
+    for what in read known new mkdir; do
+        case $what in
+            read) value="cold read of a chunk" ;;
+            known) value="sealing 64 MiB that is stored already" ;;
+            new) value="sealing 64 MiB that is new" ;;
+            mkdir) value="mkdir of a snapshot without fresh data" ;;
+        esac
+        figure "$value, 16384 chunks, median" "${small[$what]}" us
+        figure "$value, $count chunks, median" "${large[$what]}" us
+        figure "$value, against 16384 chunks" "$(calculate "${large[$what]} / ${small[$what]}")" x most 1.1
+    done
+    rm -rf "$store"
+}
+
+# Fills the caller's array of that name with what a store of so many chunks
+# shows: times in us but for those of mounting, in ms.
+scale_figures() {
+    local -n found=$1
+    local real=$((($2 + 1499) / 1500)) pid round what times
+    timed start_daemon "$mnt" "$snapdisk" mount -f "$store" "$mnt"
+    found[clean]=$TIMED_MS pid=$DAEMON_PID
+    run kill -KILL "$pid"
+    wait "$pid" || true
+    run "${unmount[@]}" "$lazily" "$mnt"
+    timed start_daemon "$mnt" "$snapdisk" mount -f "$store" "$mnt"
+    found[killed]=$TIMED_MS pid=$DAEMON_PID
+    found[mounted]=$(awk '/^VmRSS/ { printf "%.0f", $2 / 1024 }' "/proc/$pid/status")
+    new_disk "$mnt/looks" 64M
+    for what in known new; do
+        times=()
+        for round in 1 2 3; do
+            run tests/bench/deep.py "$what" "$mnt/looks/disk.img" "$real" 1024 "$round"
+            run mkdir "$mnt/looks/.snapshots/$what-$round"
+            timed wait_ready "$mnt/looks/.snapshots/$what-$round"
+            times+=("$((TIMED_MS * 1000))")
+        done
+        found[$what]=$(median "${times[@]}")
+    done
+    times=()
+    for round in 1 2 3 4 5 6 7 8 9; do
+        times+=("$(tests/bench/deep.py mkdir "$mnt/looks/.snapshots/empty-$round")")
+    done
+    found[mkdir]=$(median "${times[@]}")
+    sync
+    if [ "$(id -u)" = 0 ]; then echo 3 >/proc/sys/vm/drop_caches; fi
+    show tests/bench/deep.py read "$mnt/deep/.snapshots/s00000/disk.img" "$real" 3000
+    found[read]=$(tests/bench/deep.py read "$mnt/deep/.snapshots/s00000/disk.img" "$real" 3000)
+    found[peak]=$(peak_mib "$pid")
+    stop_daemon "$mnt" "$pid"
 }
 
 # many_snapshots DISK COUNT BYTES: with one new block in each.
