@@ -2,13 +2,11 @@
 //!
 //! Three layers, none of them the only copy of anything: a table of
 //! fingerprints in memory says which packs may hold a chunk; a pack's
-//! directory says whether and where. Directories are read from closed packs;
-//! sled has them all, and is where those of packs without a directory of
-//! their own come from. The table
-//! is saved to a file now and then ([`saved`]), so that opening reads no
-//! directories but those of packs that came since. What sled says of a closed pack is believed only if its checksum is the one in
-//! the pack's own trailer, so a stale index cannot make up a chunk
-//! (invariant 5).
+//! directory says whether and where; sled has all directories. The table is
+//! saved to a file now and then, so that opening reads no directories but
+//! those of packs that came since. Who looks for a chunk reads the directory
+//! of a closed pack from the pack itself, and from sled only that of a pack
+//! without one, so a stale index cannot make up a chunk (invariant 5).
 //!
 //! This module is the only user of sled.
 
@@ -274,6 +272,7 @@ impl Index {
         if total > 0 {
             progress(total, total);
         }
+        index.state.write().table.settle();
         index.save_if_due();
         Ok((index, opened))
     }
@@ -299,7 +298,8 @@ impl Index {
         Ok(gone)
     }
 
-    /// Takes in a pack of an earlier run.
+    /// Takes in a pack of an earlier run; its chunks are found once the table
+    /// is settled.
     fn learn(&self, name: PackName, cover: Cover, directory: &Directory) -> Result<()> {
         let mut info = PackInfo {
             name,
@@ -315,7 +315,9 @@ impl Index {
         self.unsaved.fetch_add(1 + info.records, Ordering::Relaxed);
         let mut state = self.state.write();
         let number = state.add(info)?;
-        state.insert(number, directory.entries());
+        for entry in directory.entries() {
+            state.table.add(&entry.id, number);
+        }
         Ok(())
     }
 

@@ -128,6 +128,15 @@ impl Shard {
         self.sorted = self.len;
     }
 
+    /// Takes these slots, no more than it has, in place of its own.
+    fn rewrite(&mut self, slots: &[u64]) {
+        for (at, slot) in slots.iter().enumerate() {
+            self.set(at, *slot);
+        }
+        (self.sorted, self.len) = (slots.len(), slots.len());
+        self.pages.truncate(slots.len().div_ceil(PAGE_SLOTS));
+    }
+
     /// Forgets packs that are gone.
     fn retain(&mut self, exists: impl Fn(u32) -> bool) {
         let mut kept = 0;
@@ -158,6 +167,24 @@ impl Table {
     pub fn insert(&mut self, id: &ChunkId, pack: u32, exists: impl Fn(u32) -> bool) {
         let (shard, print) = parts(id);
         self.shards[shard].insert(slot(print, pack), self.removals, exists);
+    }
+
+    /// Adds a chunk of a pack at no cost: nothing is found, and nothing may be
+    /// inserted, before [`Table::settle`].
+    pub fn add(&mut self, id: &ChunkId, pack: u32) {
+        let (shard, print) = parts(id);
+        self.shards[shard].push(slot(print, pack));
+    }
+
+    /// Puts in order what was added.
+    pub fn settle(&mut self) {
+        for number in 0..SHARDS {
+            if self.shards[number].sorted < self.shards[number].len {
+                let mut slots = self.slots(number);
+                slots.dedup();
+                self.shards[number].rewrite(&slots);
+            }
+        }
     }
 
     /// Notes that a pack is gone: bit by bit, its chunks are forgotten.
@@ -263,8 +290,11 @@ mod tests {
     fn slots_come_out_in_order_and_go_in_again() {
         let mut table = Table::default();
         for number in 0..200_000 {
-            table.insert(&id(number), (number / 1000) as u32, |_| true);
+            table.add(&id(number), (number / 1000) as u32);
+            table.add(&id(number), (number / 1000) as u32);
         }
+        table.settle();
+        assert_eq!(table.len(), 200_000);
         let mut copy = Table::default();
         for shard in 0..SHARDS {
             let slots = table.slots(shard);
