@@ -80,17 +80,25 @@ fn take_and_wait(disk: &Path, name: &str) -> PathBuf {
 }
 
 /// Every chunk that sled's values have, and in which pack. Read as
-/// `snapdisk::index` says: one value a pack, its directory.
+/// `snapdisk::index` says: one value a pack, its directory, in pieces that
+/// are numbered in the last two bytes of their keys.
 fn chunks_in_sled(index: &Path) -> BTreeMap<Id, String> {
     let db: sled::Db<16> = sled::Config::new()
         .path(index)
         .open()
         .expect("sled opens the index");
-    let mut chunks = BTreeMap::new();
+    let mut values: BTreeMap<String, Vec<Vec<u8>>> = BTreeMap::new();
     for entry in db.iter() {
-        let (key, value) = entry.expect("an entry of sled's");
+        let (key, piece) = entry.expect("an entry of sled's");
         let hex: Vec<String> = key.iter().map(|byte| format!("{byte:02x}")).collect();
-        let pack = format!("{}-{}", hex[..8].concat(), hex[8..].concat());
+        let pack = format!("{}-{}", hex[..8].concat(), hex[8..24].concat());
+        let pieces = values.entry(pack).or_default();
+        assert_eq!(key[24..], (pieces.len() as u16).to_be_bytes());
+        pieces.push(piece.to_vec());
+    }
+    let mut chunks = BTreeMap::new();
+    for (pack, pieces) in values {
+        let value = pieces.concat();
         assert_eq!(&value[..4], b"SDX1", "value of {pack}");
         for entry in value[28..].chunks_exact(48) {
             chunks.insert(entry[..32].try_into().expect("32 bytes"), pack.clone());
