@@ -22,6 +22,9 @@ const HEADER: &str =
 const COLUMNS: usize = 960;
 /// Disks that are drawn by themselves: those that have most.
 const DRAWN: usize = 8;
+/// A store with more chunks is sampled as a whole only: telling its disks
+/// apart takes some 30 bytes of memory for each of them.
+const TOLD_APART: u64 = 4 << 20;
 
 /// What one disk, or the whole store, had at an instant.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -36,8 +39,8 @@ pub struct Row {
     pub size_bytes: u64,
     /// In packs.
     pub stored_bytes: u64,
-    /// What deleting its snapshots would free.
-    pub chain_bytes: u64,
+    /// What deleting its snapshots would free; None if that was not counted.
+    pub chain_bytes: Option<u64>,
     /// In layers.
     pub unsealed_bytes: u64,
     /// Of the store's filesystem, for writers; 0 for a disk.
@@ -46,6 +49,7 @@ pub struct Row {
 
 impl Row {
     fn to_line(&self) -> String {
+        let chain = self.chain_bytes.map(|bytes| bytes.to_string());
         format!(
             "{},{},{},{},{},{},{},{}\n",
             time::rfc3339(self.at_ns),
@@ -53,7 +57,7 @@ impl Row {
             self.snapshots,
             self.size_bytes,
             self.stored_bytes,
-            self.chain_bytes,
+            chain.unwrap_or_default(),
             self.unsealed_bytes,
             self.free_bytes
         )
@@ -64,17 +68,21 @@ impl Row {
         let [at, disk, numbers @ ..] = &fields[..] else {
             return None;
         };
-        let numbers: Vec<u64> = numbers
+        // Empty: it was not counted.
+        let numbers: Vec<Option<u64>> = numbers
             .iter()
-            .map(|n| n.parse().ok())
+            .map(|n| match *n {
+                "" => Some(None),
+                n => n.parse().ok().map(Some),
+            })
             .collect::<Option<_>>()?;
         let [
-            snapshots,
-            size_bytes,
-            stored_bytes,
+            Some(snapshots),
+            Some(size_bytes),
+            Some(stored_bytes),
             chain_bytes,
-            unsealed_bytes,
-            free_bytes,
+            Some(unsealed_bytes),
+            Some(free_bytes),
         ] = numbers[..]
         else {
             return None;
@@ -310,9 +318,13 @@ impl Store {
         {
             return Duration::from_nanos((HOUR_NS - (now - last)).unsigned_abs());
         }
-        match self.usage(&Quiet) {
-            Ok(usage) => {
-                if let Err(error) = self.history.add(rows_of(&usage, now), now) {
+        let rows = match self.chunks().stats().chunks > TOLD_APART {
+            true => self.whole_row(now).map(|row| vec![row]),
+            false => self.usage(&Quiet).map(|usage| rows_of(&usage, now)),
+        };
+        match rows {
+            Ok(rows) => {
+                if let Err(error) = self.history.add(rows, now) {
                     tracing::warn!("{FILE}: {error}");
                 }
             }
@@ -320,6 +332,28 @@ impl Store {
             Err(error) => tracing::warn!("sampling what is stored: {error}"),
         }
         hour
+    }
+
+    /// The row of the whole store, without looking into it.
+    fn whole_row(&self, now_ns: i64) -> Result<Row> {
+        let disks = self.disks();
+        let unsealed_bytes = {
+            let layers = self.engine.layers.lock();
+            let unsealed = layers.values().filter(|layer| layer.sealed().is_none());
+            unsealed.map(|layer| layer.data_bytes()).sum()
+        };
+        Ok(Row {
+            at_ns: now_ns,
+            disk: String::new(),
+            snapshots: disks.iter().map(|disk| disk.snapshots().len() as u64).sum(),
+            size_bytes: (disks.iter().filter_map(|disk| disk.live()))
+                .map(|live| live.size)
+                .sum(),
+            stored_bytes: self.chunks().stats().stored_bytes,
+            chain_bytes: None,
+            unsealed_bytes,
+            free_bytes: self.engine.capacity.space()?.free_bytes,
+        })
     }
 }
 
@@ -333,7 +367,7 @@ fn rows_of(usage: &Usage, now_ns: i64) -> Vec<Row> {
             snapshots: disk.snapshots.len() as u64,
             size_bytes: disk.size.unwrap_or(0),
             stored_bytes: disk.stored_bytes,
-            chain_bytes: disk.chain_bytes,
+            chain_bytes: Some(disk.chain_bytes),
             unsealed_bytes: disk.unsealed_bytes,
             free_bytes: 0,
         })
@@ -344,7 +378,7 @@ fn rows_of(usage: &Usage, now_ns: i64) -> Vec<Row> {
         snapshots: disks.iter().map(|disk| disk.snapshots.len() as u64).sum(),
         size_bytes: disks.iter().filter_map(|disk| disk.size).sum(),
         stored_bytes: usage.stored_bytes,
-        chain_bytes: disks.iter().map(|disk| disk.chain_bytes).sum(),
+        chain_bytes: Some(disks.iter().map(|disk| disk.chain_bytes).sum()),
         unsealed_bytes: usage.unsealed_bytes,
         free_bytes: usage.free_bytes,
     });
@@ -362,7 +396,7 @@ mod tests {
             snapshots: 3,
             size_bytes: 1 << 30,
             stored_bytes,
-            chain_bytes: 7,
+            chain_bytes: disk.starts_with('w').then_some(7),
             unsealed_bytes: 0,
             free_bytes: 0,
         }
@@ -385,7 +419,9 @@ mod tests {
         let rows = again.rows(i64::MIN, i64::MAX);
         assert!((2 * 365..=2 * 369).contains(&rows.len()), "{}", rows.len());
         assert_eq!(rows.last().map(|row| row.stored_bytes), Some(200));
+        // What was not counted is not 0 afterwards.
         assert!(history.rows(i64::MIN, i64::MAX).ends_with(&rows));
+        assert_eq!(rows.last().and_then(|row| row.chain_bytes), None);
     }
 
     /// It has axes with units and a line for each disk, and is XML.
