@@ -1,13 +1,12 @@
 //! The FUSE adapter: each operation is one call into the [tree](crate::tree)
 //! or a [disk](crate::disk) and one reply.
 //!
-//! Threads (invariant 9): as many as the mount option `threads` says take
-//! requests from the kernel and never wait. Data is tried at once and goes to
-//! a pool if it would have to wait (`fuse/data.rs`); whatever changes or renders
-//! metadata goes to a pool of its own; fsync is answered by whoever completes
-//! the flush. The way to a pool and back costs about as much as reading a
-//! chunk, so there are two threads more, and as many of all may wait
-//! themselves, for a read or a flush. No lock is held
+//! Threads (invariant 9): those that take requests from the kernel do not
+//! wait. Data is tried at once and goes to a pool if it would have to wait
+//! (`fuse/data.rs`); whatever changes or renders metadata goes to a pool of its
+//! own; fsync is answered by whoever completes the flush. But the way to a
+//! pool and back costs about as much as reading a chunk, so up to half of the
+//! threads may wait themselves, for a read or a flush. No lock is held
 //! across a reply.
 
 use crate::error::Error;

@@ -67,8 +67,8 @@
 //!    only packs that a repair set apart are passed over, and stay.
 //! 9. A FUSE thread never waits for a disk flush, a fill from a pack, another
 //!    request or backpressure: bounded pools do that work and answer later.
-//!    One that waits for a flush or a fill counts as one of the pool for as
-//!    long, and only while as many as are wanted are left to take requests.
+//!    One that waits for a flush or a fill itself counts as one of the pool
+//!    for as long; at least half of all are always left to take requests.
 //!    Lock order is written on the locks; none is held across a reply.
 //! 10. Jumps of the wall clock delete nothing: after a gap of more than 48
 //!     hours nothing is deleted for its date for 24. A policy never deletes

@@ -13,19 +13,15 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::sync::Arc;
 
-/// Threads that take requests from the kernel and never wait, unless told
-/// otherwise.
+/// Threads that take requests from the kernel, unless told otherwise.
 pub const THREADS: usize = 4;
-/// Threads beyond those: as many may be waiting themselves for what a request
-/// needs, which spares it the way to a pool and back.
-pub(super) const SPARE_THREADS: usize = 2;
 const MOST_THREADS: usize = 64;
 const FUSE_CONF: &str = "/etc/fuse.conf";
 
 /// How to mount.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct MountOptions {
-    /// Threads that take requests from the kernel and never wait, 1 to 64.
+    /// Threads that take requests from the kernel, 1 to 64.
     pub threads: usize,
     /// Leave `.snapshots` out of listings.
     pub hide_snapshots: bool,
@@ -120,7 +116,7 @@ impl MountOptions {
         if self.allow_other || root || others_allowed() {
             config.acl = SessionACL::All;
         }
-        config.n_threads = Some(self.threads.clamp(1, MOST_THREADS) + SPARE_THREADS);
+        config.n_threads = Some(self.threads.clamp(1, MOST_THREADS));
         config.clone_fd = true;
         config
     }
@@ -268,7 +264,7 @@ pub fn serve(
         mount_point.clone(),
         user.uid(),
         user.gid(),
-        options.hide_snapshots,
+        options,
         verbs,
         outside.clone(),
     );

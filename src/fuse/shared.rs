@@ -5,7 +5,7 @@ use super::control::Verbs;
 use super::errno::{errno, errno_name};
 use super::handle::Handles;
 use super::inode;
-use super::mount::SPARE_THREADS;
+use super::mount::MountOptions;
 use super::request::reply_entry;
 use crate::disk::{Attempt, Disk, Wait};
 use crate::error::{Error, Result};
@@ -64,14 +64,14 @@ impl Adapter {
         mount_point: PathBuf,
         uid: u32,
         gid: u32,
-        hide_snapshots: bool,
+        options: &MountOptions,
         verbs: Arc<dyn Verbs>,
         outside: Arc<Outside>,
     ) -> Adapter {
         Adapter(Arc::new(Shared {
             events: store.events().clone(),
             tree: Arc::new(
-                Tree::new(store, uid, gid, hide_snapshots).mounted_on(mount_point.clone()),
+                Tree::new(store, uid, gid, options.hide_snapshots).mounted_on(mount_point.clone()),
             ),
             mount_point,
             handles: Handles::default(),
@@ -82,7 +82,8 @@ impl Adapter {
             meta: Pool::new("fuse-meta", META_THREADS),
             notify: Pool::new("fuse-notify", 1),
             notifier: OnceLock::new(),
-            spare: AtomicUsize::new(SPARE_THREADS),
+            // The larger half is always left.
+            spare: AtomicUsize::new(options.threads / 2),
         }))
     }
 
