@@ -515,15 +515,15 @@ impl Index {
         directory
     }
 
-    /// Whether the pack itself says the same as a value of sled's.
+    /// Whether a pack that is not closed itself says the same as a value of
+    /// sled's.
     fn confirms(&self, info: &PackInfo, value: &db::Value) -> Result<bool> {
         match pack::read_trailer(&*self.backend, &info.name, info.file_len)? {
             Some(trailer) => Ok(trailer.crc == value.crc
                 && trailer.count as usize == value.directory.entries().len()),
-            // Never closed: what is known of it was read from it in this
-            // run, or covers all of it and was synced.
-            None => Ok(!info.closed
-                && pack::check_header(&*self.backend, &info.name, self.store)?.is_none()),
+            // What is known of it was read from it in this run, or covers all
+            // of it and was synced.
+            None => Ok(pack::check_header(&*self.backend, &info.name, self.store)?.is_none()),
         }
     }
 

@@ -171,25 +171,25 @@ pub(crate) fn aligned(len: u64) -> u64 {
 }
 
 /// Puts the checksum of all bytes before it into the last four.
-fn seal(bytes: &mut [u8]) {
+pub(crate) fn seal(bytes: &mut [u8]) {
     let at = bytes.len() - 4;
     let crc = crc32fast::hash(&bytes[..at]);
     bytes[at..].copy_from_slice(&crc.to_le_bytes());
 }
 
 /// Whether the last four bytes are the checksum of those before.
-fn is_sealed(bytes: &[u8]) -> bool {
+pub(crate) fn is_sealed(bytes: &[u8]) -> bool {
     let at = bytes.len() - 4;
     u32_at(bytes, at) == crc32fast::hash(&bytes[..at])
 }
 
 /// Reads a number that the caller knows to be inside.
-fn u32_at(bytes: &[u8], at: usize) -> u32 {
+pub(crate) fn u32_at(bytes: &[u8], at: usize) -> u32 {
     u32::from_le_bytes([bytes[at], bytes[at + 1], bytes[at + 2], bytes[at + 3]])
 }
 
 /// Reads a number that the caller knows to be inside.
-fn u64_at(bytes: &[u8], at: usize) -> u64 {
+pub(crate) fn u64_at(bytes: &[u8], at: usize) -> u64 {
     u64::from(u32_at(bytes, at)) | u64::from(u32_at(bytes, at + 4)) << 32
 }
 

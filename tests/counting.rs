@@ -70,9 +70,11 @@ impl Counted {
     }
 }
 
-/// A disk of `size` bytes, of which every chunk in `step` has data, with
-/// three sealed snapshots, and synced blocks in its head; a closed store.
-fn used(counted: &Counted, size: usize, step: usize) -> Result<()> {
+/// A store, just opened, with a disk of `size` bytes, of which every chunk in
+/// `step` has data, with three sealed snapshots, and synced blocks in its
+/// head.
+fn used(size: usize, step: usize) -> Result<(Counted, Arc<Store>, CountingFiles, Arc<Disk>)> {
+    let counted = Counted::new();
     let (store, _) = counted.open()?;
     let mut random = Random(size as u64);
     let web = make(&store, "web")?;
@@ -87,7 +89,10 @@ fn used(counted: &Counted, size: usize, step: usize) -> Result<()> {
         // Each in packs of its own.
         store.chunks().rotate()?;
     }
-    store.close()
+    store.close()?;
+    let (store, files) = counted.open()?;
+    let web = disk(&store, "web");
+    Ok((counted, store, files, web))
 }
 
 /// Sizes of a small disk and a large one, and of which of their chunks there
@@ -143,10 +148,7 @@ fn assert_reads_no_data(calls: &Calls) {
 /// log's.
 #[test]
 fn an_aligned_write_is_one_write_and_fsync_one_or_two_syncs() -> Result<()> {
-    let counted = Counted::new();
-    used(&counted, 1 << 20, 1)?;
-    let (store, files) = counted.open()?;
-    let web = disk(&store, "web");
+    let (_counted, store, files, web) = used(1 << 20, 1)?;
     let bytes = Random(3).bytes(32 * BLOCK);
     // Its segment is made, and the filesystem asked for room, once.
     write(&web, 0, &bytes[..BLOCK])?;
@@ -201,10 +203,7 @@ fn an_aligned_write_is_one_write_and_fsync_one_or_two_syncs() -> Result<()> {
 fn taking_a_snapshot_writes_no_clean_data() -> Result<()> {
     let mut steps = Vec::new();
     for shape in DISKS {
-        let counted = Counted::new();
-        used(&counted, shape.0, shape.1)?;
-        let (store, files) = counted.open()?;
-        let web = disk(&store, "web");
+        let (_counted, store, files, web) = used(shape.0, shape.1)?;
 
         // Nothing was written since the last: nothing has to be frozen.
         files.take();
@@ -244,10 +243,7 @@ fn sealing_stores_what_changed_and_reads_nothing_else() -> Result<()> {
     const CHANGED: u64 = 5;
     for shape in DISKS {
         for whole in [true, false] {
-            let counted = Counted::new();
-            used(&counted, shape.0, shape.1)?;
-            let (store, files) = counted.open()?;
-            let web = disk(&store, "web");
+            let (_counted, store, files, web) = used(shape.0, shape.1)?;
             let mut random = Random(9);
             let len = if whole { CHUNK } else { BLOCK };
             let far = shape.1 * CHUNK;
@@ -311,10 +307,7 @@ fn clone(store: &Arc<Store>, from: &Arc<Disk>, snapshot: &str, to: &str) -> Resu
 fn a_clone_and_a_rollback_store_nothing() -> Result<()> {
     for shape in DISKS {
         for sealed in [true, false] {
-            let counted = Counted::new();
-            used(&counted, shape.0, shape.1)?;
-            let (store, files) = counted.open()?;
-            let web = disk(&store, "web");
+            let (counted, store, files, web) = used(shape.0, shape.1)?;
             let mut from = "two";
             if !sealed {
                 // A sealer that cannot write packs leaves it unsealed.
@@ -378,10 +371,7 @@ fn a_clone_and_a_rollback_store_nothing() -> Result<()> {
 #[test]
 fn deleting_and_collecting_read_no_data() -> Result<()> {
     for shape in DISKS {
-        let counted = Counted::new();
-        used(&counted, shape.0, shape.1)?;
-        let (store, files) = counted.open()?;
-        let web = disk(&store, "web");
+        let (_counted, store, files, web) = used(shape.0, shape.1)?;
 
         files.take();
         web.delete_snapshot("one")?;

@@ -248,10 +248,8 @@ fn a_filesystem_survives_kills() {
     }
     let (store, mut random) = (TestStore::new(), seed());
     let mut mount = store.mount();
-    let web = disk_with(mount.point(), "web", b"");
+    let web = ext4_disk(mount.point(), "web", 64 << 20);
     let image = web.join("disk.img");
-    open(&image).set_len(64 << 20).expect("its size");
-    run(command("mkfs.ext4", &["-q"]).arg(&image));
     let total = rounds(5);
     for round in 0..total {
         let inner = LoopMount::new(&image, "");

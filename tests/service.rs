@@ -783,8 +783,7 @@ fn a_frozen_snapshot_needs_no_recovery() {
     }
     let store = TestStore::new();
     let mount = store.mount();
-    let web = sized(mount.point(), "web", 64 * MIB);
-    sh(&format!("mkfs.ext4 -q {}", web.join("disk.img").display()));
+    let web = ext4_disk(mount.point(), "web", 64 * MIB);
     let live = LoopMount::new(&web.join("disk.img"), "");
     let recovers = |snapshot: &Path| {
         let image = snapshot.join("disk.img");

@@ -200,10 +200,8 @@ fn a_mounted_filesystem_is_whole_in_its_snapshots() {
     }
     let store = TestStore::new();
     let mount = store.mount();
-    let web = disk_with(mount.point(), "web", b"");
+    let web = ext4_disk(mount.point(), "web", 128 * MIB);
     let image = web.join("disk.img");
-    open(&image).set_len(128 * MIB).expect("its size");
-    run(command("mkfs.ext4", &["-q"]).arg(&image));
     let (stop, synced) = (AtomicBool::new(false), AtomicU64::new(0));
     let inner = LoopMount::new(&image, "discard");
     let mut snapshots = Vec::new();

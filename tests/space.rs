@@ -129,10 +129,8 @@ fn a_series_of_images_takes_what_is_unique_in_it() {
     }
     let store = TestStore::new();
     let mount = store.mount();
-    let web = disk_with(mount.point(), "web", b"");
+    let web = ext4_disk(mount.point(), "web", SIZE);
     let image = web.join("disk.img");
-    open(&image).set_len(SIZE).expect("its size");
-    run(command("mkfs.ext4", &["-q"]).arg(&image));
     let system = LoopMount::new(&image, "discard");
     let mut snapshots = Vec::new();
     let mut snapshot = |name: &str| {

@@ -159,7 +159,7 @@ impl Sealed {
     }
 
     /// The bytes of chunks, those that have to be unpacked side by side; the
-    /// outer None if that would have to wait.
+    /// outer None if some have to and nobody may wait for it.
     fn data(&self, ids: &[Option<ChunkId>], wait: Wait) -> Result<Option<Vec<Option<Bytes>>>> {
         let in_memory = |id: &ChunkId| self.chunks.cached(Kind::Data, id);
         let mut found: Vec<Option<Bytes>> = Vec::with_capacity(ids.len());
@@ -169,29 +169,32 @@ impl Sealed {
             if chunk.is_none()
                 && let Some(id) = id
             {
+                if wait == Wait::No {
+                    return Ok(None);
+                }
                 missing.push((at, *id));
             }
             found.push(chunk);
         }
-        if missing.is_empty() {
-            return Ok(Some(found));
-        }
-        if wait == Wait::No {
-            return Ok(None);
-        }
-        let get = |(at, id): &(usize, ChunkId)| Ok((*at, self.chunks.get(Kind::Data, id)?));
-        let alone = self.unpacking.fetch_add(1, Ordering::Relaxed) == 0;
-        let unpacked: Result<Vec<(usize, Bytes)>> = match self.unpackers() {
-            Some(pool) if alone && missing.len() > 1 => {
-                pool.install(|| missing.par_iter().map(get).collect())
-            }
-            _ => missing.iter().map(get).collect(),
-        };
-        self.unpacking.fetch_sub(1, Ordering::Relaxed);
-        for (at, bytes) in unpacked? {
+        for (at, bytes) in self.unpack(&missing)? {
             found[at] = Some(bytes);
         }
         Ok(Some(found))
+    }
+
+    /// Reads and unpacks chunks, each with its place.
+    fn unpack(&self, missing: &[(usize, ChunkId)]) -> Result<Vec<(usize, Bytes)>> {
+        let get = |(at, id): &(usize, ChunkId)| Ok((*at, self.chunks.get(Kind::Data, id)?));
+        if missing.len() <= 1 {
+            return missing.iter().map(get).collect();
+        }
+        let alone = self.unpacking.fetch_add(1, Ordering::Relaxed) == 0;
+        let unpacked = match self.unpackers().filter(|_| alone) {
+            Some(pool) => pool.install(|| missing.par_iter().map(get).collect()),
+            None => missing.iter().map(get).collect(),
+        };
+        self.unpacking.fetch_sub(1, Ordering::Relaxed);
+        unpacked
     }
 
     fn unpackers(&self) -> Option<&rayon::ThreadPool> {

@@ -16,7 +16,7 @@
 //!       28 entries as in a pack's directory
 //! ```
 
-use crate::pack::{Directory, ENTRY_BYTES, PackName};
+use crate::pack::{Directory, ENTRY_BYTES, PackName, u32_at};
 use parking_lot::Mutex;
 use std::fmt;
 use std::fs;
@@ -146,11 +146,8 @@ fn join(pieces: impl Iterator<Item = io::Result<Vec<u8>>>) -> io::Result<Option<
     for piece in pieces {
         bytes.extend_from_slice(&piece?);
     }
-    if let Some(count) = bytes.get(16..20) {
-        let count = count
-            .iter()
-            .rev()
-            .fold(0, |sum, byte| sum << 8 | usize::from(*byte));
+    if bytes.len() >= HEADER_BYTES {
+        let count = u32_at(&bytes, 16) as usize;
         bytes.truncate(HEADER_BYTES + count * ENTRY_BYTES);
     }
     Ok(decode(&bytes))

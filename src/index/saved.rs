@@ -25,7 +25,7 @@
 
 use super::PackInfo;
 use super::table::{SHARDS, Table, pack_of, renumbered};
-use crate::pack::PackName;
+use crate::pack::{PackName, is_sealed, seal, u32_at, u64_at};
 use std::fs::{self, File};
 use std::io::{self, BufReader, BufWriter, Read, Write};
 use std::path::Path;
@@ -53,24 +53,10 @@ fn damaged(what: &str) -> io::Error {
     io::Error::new(io::ErrorKind::InvalidData, what.to_owned())
 }
 
-fn u32_at(bytes: &[u8], at: usize) -> u32 {
-    u32::from_le_bytes([bytes[at], bytes[at + 1], bytes[at + 2], bytes[at + 3]])
-}
-
-fn u64_at(bytes: &[u8], at: usize) -> u64 {
-    u64::from(u32_at(bytes, at)) | u64::from(u32_at(bytes, at + 4)) << 32
-}
-
-/// Puts the checksum into the last four bytes.
-fn seal(frame: &mut [u8; FRAME_BYTES]) {
-    let crc = crc32fast::hash(&frame[..60]);
-    frame[60..].copy_from_slice(&crc.to_le_bytes());
-}
-
 fn read_frame(file: &mut impl Read) -> io::Result<[u8; FRAME_BYTES]> {
     let mut frame = [0; FRAME_BYTES];
     file.read_exact(&mut frame)?;
-    match crc32fast::hash(&frame[..60]) == u32_at(&frame, 60) {
+    match is_sealed(&frame) {
         true => Ok(frame),
         false => Err(damaged("a checksum is wrong")),
     }

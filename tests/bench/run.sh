@@ -64,19 +64,20 @@ MIB=$((1 << 20))
 # qemu exports, and snapdisk's disks: one just written, one that is all
 # sealed, one of which a snapshot is taken every 5 seconds, one with many.
 step_fio() {
-    local bytes seconds daemons=() targets=() file kind many
-    bytes=$(pick 4 1) seconds=$(pick 4 1) many=512
+    local bytes seconds bare_pid cached_pid qemu_pid targets=() kinds=(fresh sealed) kind target many=512
+    bytes=$(pick 4 1) seconds=$(pick 4 1)
     bytes=$((bytes << 30))
     run truncate -s $((2 * bytes)) "$work/raw.img" "$work/bare.img" "$work/cached.img"
     run qemu-img create -q -f qcow2 "$work/disk.qcow2" $((2 * bytes))
     start_daemon "$work/bare" "$bare" "$work/bare.img" "$work/bare"
-    daemons+=("$DAEMON_PID")
-    start_daemon "$work/cached" "$bare" "$work/cached.img" "$work/cached" writeback
-    daemons+=("$DAEMON_PID")
+    bare_pid=$DAEMON_PID
     targets=("raw=$work/raw.img" "bare=$work/bare/disk.img" "qcow2=$work/exported.img"
         "fresh=$mnt/fresh/disk.img" "sealed=$mnt/sealed/disk.img")
     # The quick run leaves out what step_steady shows, too.
     if [ -z "$quick" ]; then
+        kinds+=(snapshots many)
+        start_daemon "$work/cached" "$bare" "$work/cached.img" "$work/cached" writeback
+        cached_pid=$DAEMON_PID
         targets+=("cached=$work/cached/disk.img" "snapshots=$mnt/snapshots/disk.img" "many=$mnt/many/disk.img")
     fi
     touch "$work/exported.img"
@@ -84,24 +85,21 @@ step_fio() {
         --blockdev "node-name=file,driver=file,filename=$work/disk.qcow2,aio=threads" \
         --blockdev node-name=disk,driver=qcow2,file=file \
         --export "type=fuse,id=export,node-name=disk,mountpoint=$work/exported.img,writable=on"
-    daemons+=("$DAEMON_PID")
-    for kind in fresh sealed snapshots many; do new_disk "$mnt/$kind" $((2 * bytes)); done
-    for file in "${targets[@]}"; do
-        run fio --name=fill --filename="${file#*=}" --size="$bytes" --rw=write --bs=1m --ioengine=psync \
-            --fallocate=none --refill_buffers --buffer_compress_percentage=50 --end_fsync=1 --output=/dev/null
-    done
+    qemu_pid=$DAEMON_PID
+    for kind in "${kinds[@]}"; do new_disk "$mnt/$kind" $((2 * bytes)); done
+    for target in "${targets[@]}"; do fill "${target#*=}" "$bytes"; done
     [ -n "$quick" ] || many_snapshots "$mnt/many" "$many" "$bytes"
     run mkdir "$mnt/sealed/.snapshots/all"
     wait_ready "$mnt/sealed/.snapshots/all"
     run tests/bench/fio.py "$bytes" "$seconds" 3 "$work/results" "${targets[@]}"
-    figure "VmHWM of the bare daemon after fio" "$(peak_mib "${daemons[0]}")" MiB
-    figure "VmHWM of qemu-storage-daemon after fio" "$(peak_mib "${daemons[2]}")" MiB
-    stop_daemon "$work/bare" "${daemons[0]}"
-    stop_daemon "$work/cached" "${daemons[1]}"
-    run kill -TERM "${daemons[2]}" # which unmounts
-    wait "${daemons[2]}"
+    figure "VmHWM of the bare daemon after fio" "$(peak_mib "$bare_pid")" MiB
+    figure "VmHWM of qemu-storage-daemon after fio" "$(peak_mib "$qemu_pid")" MiB
+    stop_daemon "$work/bare" "$bare_pid"
+    [ -n "$quick" ] || stop_daemon "$work/cached" "$cached_pid"
+    run kill -TERM "$qemu_pid" # which unmounts
+    wait "$qemu_pid"
     rm "$work"/{raw,bare,cached}.img "$work/disk.qcow2"
-    for kind in fresh sealed snapshots many; do run truncate -s 0 "$mnt/$kind/disk.img"; done
+    for kind in "${kinds[@]}"; do run truncate -s 0 "$mnt/$kind/disk.img"; done
 }
 
 # The longest call of a writer in which nothing happens, as much is written
@@ -224,7 +222,7 @@ step_seal() {
         "$(calculate "$(median "${again_ms[@]}") / ($(median "${seal_ms[@]}") / 8)")" x most 1.2
     # Read back when nothing of it is in memory, in one stream.
     if [ "$(id -u)" = 0 ]; then
-        sync && echo 3 >/proc/sys/vm/drop_caches
+        drop_caches
         timed dd if="$disk/.snapshots/seal-1/disk.img" of=/dev/null bs=1M count=$((bytes / MIB)) iflag=direct status=none
         figure "cold sequential read of a snapshot of it" "$(calculate "$bytes / $MIB / ($TIMED_MS / 1000)")" MiB/s
         figure "unpacking it on two cores, by zstd -b" "$(unpack_rate "$work/corpus")" MiB/s
@@ -239,9 +237,7 @@ step_steady() {
     bytes=$((bytes << 30))
     for kind in alone taken full; do
         new_disk "$mnt/steady-$kind" "$bytes"
-        run fio --name=fill --filename="$mnt/steady-$kind/disk.img" --size="$bytes" --rw=write --bs=1m \
-            --ioengine=psync --fallocate=none --refill_buffers --buffer_compress_percentage=50 --end_fsync=1 \
-            --output=/dev/null
+        fill "$mnt/steady-$kind/disk.img" "$bytes"
     done
     many_snapshots "$mnt/steady-full" "$many" "$bytes"
     run tests/bench/steady.py "$bytes" "$(pick 60 20)" "$work/results" "$mnt"/steady-{alone,taken,full}
@@ -272,8 +268,7 @@ step_reflink() {
     new_disk "$mnt/reflink" "$bytes"
     for target in XFS snapdisk; do
         case $target in XFS) file=$work/xfs/disk.img ;; *) file=$mnt/reflink/disk.img ;; esac
-        run fio --name=fill --filename="$file" --size="$bytes" --rw=write --bs=1m --ioengine=psync \
-            --fallocate=none --refill_buffers --buffer_compress_percentage=50 --end_fsync=1 --output=/dev/null
+        fill "$file" "$bytes"
         longest=() took=()
         for round in 1 2 3 4; do
             run fio --name=scatter --filename="$file" --size="$bytes" --rw=randwrite --bs=4k --direct=1 \
@@ -445,8 +440,7 @@ step_threads() {
     done
     for i in 1 2 3 4 5 6 7 8; do wait_ready "$mnt/d$i/.snapshots/cold"; done
     stop_daemon "$mnt" "$DAEMON_PID"
-    sync
-    if [ "$(id -u)" = 0 ]; then echo 3 >/proc/sys/vm/drop_caches; fi
+    drop_caches
     start_daemon "$mnt" "$snapdisk" mount -f -o threads=1 "$store" "$mnt"
     start=$SECONDS
     for i in 1 2 3 4 5 6 7 8; do
@@ -533,12 +527,23 @@ scale_figures() {
         times+=("$(tests/bench/deep.py mkdir "$mnt/looks/.snapshots/empty-$round")")
     done
     found[mkdir]=$(median "${times[@]}")
-    sync
-    if [ "$(id -u)" = 0 ]; then echo 3 >/proc/sys/vm/drop_caches; fi
+    drop_caches
     show tests/bench/deep.py read "$mnt/deep/.snapshots/s00000/disk.img" "$real" 3000
     found[read]=$(tests/bench/deep.py read "$mnt/deep/.snapshots/s00000/disk.img" "$real" 3000)
     found[peak]=$(peak_mib "$pid")
     stop_daemon "$mnt" "$pid"
+}
+
+# fill FILE BYTES: with data of which half compresses away.
+fill() {
+    run fio --name=fill --filename="$1" --size="$2" --rw=write --bs=1m --ioengine=psync --fallocate=none \
+        --refill_buffers --buffer_compress_percentage=50 --end_fsync=1 --output=/dev/null
+}
+
+# Drops what the system has in memory of files, if that is allowed.
+drop_caches() {
+    sync
+    if [ "$(id -u)" = 0 ]; then echo 3 >/proc/sys/vm/drop_caches; fi
 }
 
 # What two cores unpack of a file in pieces of 64 KiB, in MiB/s.

@@ -19,21 +19,19 @@ import tempfile
 import threading
 import time
 
+sys.dont_write_bytecode = True  # nothing is left in the source tree
+from fio import fio  # noqa: E402
+
 EVERY = 5.0
 
 
-def fio(image: str, size: int, seconds: float, rate: int, log: str) -> dict:
-    command = ["fio", "--name=job", f"--filename={image}", f"--size={size}", "--rw=randrw", "--bs=4k",
-               "--direct=1", "--ioengine=psync", "--norandommap", "--randrepeat=0", "--fallocate=none",
-               "--refill_buffers", "--buffer_compress_percentage=50", "--time_based", f"--runtime={seconds}",
-               f"--write_lat_log={log}", "--log_avg_msec=1000", "--log_max_value=1", "--output-format=json"]
+def mix(image: str, size: int, seconds: float, rate: int, log: str) -> dict:
+    options = [f"--size={size}", "--rw=randrw", "--bs=4k", "--direct=1", "--ioengine=psync", "--norandommap",
+               "--time_based", f"--runtime={seconds}",
+               f"--write_lat_log={log}", "--log_avg_msec=1000", "--log_max_value=1"]
     if rate:
-        command.append(f"--rate_iops={rate // 2},{rate // 2}")
-    print("+", " ".join(command), flush=True)
-    done = subprocess.run(command, capture_output=True, text=True)
-    if done.returncode != 0:
-        sys.exit(f"steady.py: fio failed:\n{done.stdout}{done.stderr}")
-    return json.loads(done.stdout[done.stdout.index("{"):])["jobs"][0]
+        options.append(f"--rate_iops={rate // 2},{rate // 2}")
+    return fio(image, options, True)
 
 
 def worst_writes(log: str) -> dict[int, float]:
@@ -72,7 +70,7 @@ def run(disk: str, size: int, seconds: float, rate: int, snapshots: bool) -> tup
     if snapshots:
         taker.start()
     with tempfile.TemporaryDirectory() as logs:
-        job = fio(f"{disk}/disk.img", size, seconds, rate, f"{logs}/log")
+        job = mix(f"{disk}/disk.img", size, seconds, rate, f"{logs}/log")
         worst = worst_writes(f"{logs}/log")
     taker.ended.set()
     if snapshots:

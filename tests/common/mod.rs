@@ -271,6 +271,17 @@ pub fn disk_with(point: &Path, name: &str, content: &[u8]) -> PathBuf {
     disk
 }
 
+/// A disk with an image of `bytes` bytes that holds an empty ext4; answers its
+/// directory.
+#[track_caller]
+pub fn ext4_disk(point: &Path, name: &str, bytes: u64) -> PathBuf {
+    let disk = disk_with(point, name, b"");
+    let image = disk.join("disk.img");
+    bytes::open(&image).set_len(bytes).expect("its size");
+    run(command("mkfs.ext4", &["-q"]).arg(&image));
+    disk
+}
+
 /// Bytes that neither compress nor repeat, the same for the same seed
 /// (Steele, Lea, Flood 2014: SplitMix64).
 pub fn noise(seed: u64, len: usize) -> Vec<u8> {
