@@ -12,7 +12,7 @@ use landlock::{
     ABI, Access, AccessFs, AccessNet, CompatLevel, Compatible, PathBeneath, PathFd, Ruleset,
     RulesetAttr, RulesetCreated, RulesetCreatedAttr, RulesetError, RulesetStatus, Scope,
 };
-use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::path::Path;
 use std::sync::mpsc::{Sender, channel};
 use std::thread;
@@ -87,6 +87,30 @@ pub fn confine(store: &Path) -> Result<Confined> {
     })
 }
 
+/// Does something on a thread of its own which can start no program, and
+/// neither can the threads that it starts; where the kernel has no Landlock,
+/// they can. A panic goes on to the caller.
+pub fn without_programs<T: Send>(job: impl FnOnce() -> T + Send) -> T {
+    thread::scope(|scope| {
+        let done = scope.spawn(|| {
+            if let Err(error) = deny_programs() {
+                tracing::warn!("a thread may start programs: {error}");
+            }
+            job()
+        });
+        done.join().unwrap_or_else(|panic| resume_unwind(panic))
+    })
+}
+
+fn deny_programs() -> std::result::Result<(), RulesetError> {
+    Ruleset::default()
+        .set_compatibility(CompatLevel::BestEffort)
+        .handle_access(AccessFs::Execute)?
+        .create()?
+        .restrict_self()?;
+    Ok(())
+}
+
 fn rules(store: &Path) -> std::result::Result<RulesetCreated, RulesetError> {
     let all = AccessFs::from_all(NEWEST);
     let mut rules = Ruleset::default()
@@ -154,6 +178,23 @@ mod tests {
         });
         assert!(confined != Confined::Hardly, "this kernel has no Landlock");
         assert_eq!(fs::read(&secret)?, b"x");
+        Ok(())
+    }
+
+    /// A program is not started where none may be, also by a thread that was
+    /// started there; elsewhere it is.
+    #[test]
+    fn no_program_is_started_where_none_may_be() -> std::io::Result<()> {
+        let start = || std::process::Command::new("true").status();
+        let (own, inner) = without_programs(|| {
+            let inner = thread::scope(|scope| scope.spawn(start).join().expect("no panic"));
+            (start(), inner)
+        });
+        for denied in [own, inner] {
+            let error = denied.expect_err("no program may be started");
+            assert_eq!(error.kind(), std::io::ErrorKind::PermissionDenied);
+        }
+        assert!(start()?.success());
         Ok(())
     }
 

@@ -17,6 +17,7 @@
 //! ```
 
 use crate::pack::{Directory, ENTRY_BYTES, PackName, u32_at};
+use crate::sandbox::without_programs;
 use parking_lot::Mutex;
 use std::fmt;
 use std::fs;
@@ -180,12 +181,33 @@ impl fmt::Debug for Db {
     }
 }
 
+/// Syncs a directory and all that is in it; nothing if it is not there.
+fn sync_tree(dir: &Path) -> io::Result<()> {
+    let entries = match fs::read_dir(dir) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+        entries => entries?,
+    };
+    for entry in entries {
+        let entry = entry?;
+        match entry.file_type()?.is_dir() {
+            true => sync_tree(&entry.path())?,
+            false => fs::File::open(entry.path())?.sync_all()?,
+        }
+    }
+    fs::File::open(dir)?.sync_all()
+}
+
 fn open_sled(path: &Path) -> io::Result<Sled> {
     // Before 1970 it panics, and again while it unwinds.
     if crate::time::now_ns() < 0 {
         return Err(io::Error::other("the clock is before 1970"));
     }
-    guarded(|| {
+    // What a killed process wrote may not be on disk yet, and sled takes
+    // what it reads for safe. For that it runs `sync` twice, which waits for
+    // everything that is dirty on every filesystem of the machine: it is
+    // kept from it, and its own files are synced.
+    sync_tree(path)?;
+    let open = || {
         let config = sled::Config::new()
             .path(path)
             .cache_capacity_bytes(CACHE_BYTES)
@@ -195,7 +217,8 @@ fn open_sled(path: &Path) -> io::Result<Sled> {
         let db: Sled = config.open()?;
         db.check_error()?;
         Ok(db)
-    })
+    };
+    without_programs(|| guarded(open))
 }
 
 impl Db {
