@@ -6,7 +6,9 @@
 //! effect on disk, after its second, and so on until it gets through; each
 //! time the store is opened on what a power loss leaves, its whole content
 //! compared with that before and after, and `verify` has to find nothing.
-//! Then the same with the recovery stopped after each of its own effects.
+//! Then the same with the recovery stopped after each of its own effects, and
+//! with a process that is killed there: the next one sees all that was
+//! written, goes on from it, and only then the power fails.
 
 mod common;
 
@@ -219,11 +221,42 @@ fn crash_at_every_step(
                 done.is_ok().then_some(&after),
             );
         }
+        let root = copy_of(&root, &index.join("left"));
+        let allowed: &[&Content] = match done {
+            Ok(()) => &[&after],
+            Err(_) => &[&before, &after],
+        };
+        let what = format!("{what}, killed after {effects}");
+        check_killed(&what, &files.kill(), &root, allowed);
         if through {
             return effects;
         }
     }
     unreachable!()
+}
+
+/// Opens what a killed process left, goes on with it, and loses what is not
+/// synced even then.
+fn check_killed(what: &str, left: &FaultyFiles, root: &Path, allowed: &[&Content]) {
+    let store = open_files(left, root).unwrap_or_else(|error| panic!("{what}: {error}"));
+    let found = content(&store);
+    assert!(allowed.contains(&&found), "{what}: found {found:#?}");
+    for disk in store.disks() {
+        if disk.live().is_some() {
+            write(&disk, 100, &[7; 1000]).unwrap_or_else(|error| panic!("{what}: {error}"));
+        }
+        wait_sealed(&disk);
+        disk.flush()
+            .unwrap_or_else(|error| panic!("{what}: {error}"));
+    }
+    let acknowledged = content(&store);
+    let files = left.crash_losing_all();
+    drop(store);
+    let store = open_files(&files, root).unwrap_or_else(|error| panic!("{what}: {error}"));
+    let found = content(&store);
+    assert_eq!(found, acknowledged, "{what}, and then the power failed");
+    assert_sound(&store, what);
+    store.close().expect("closing");
 }
 
 /// A copy of a directory in place of another.
@@ -401,6 +434,7 @@ fn a_crash_at_any_step_of_a_seal_loses_nothing() {
     let index = memory_dir();
     let sample = sample(index.path());
     let mut random = Random(3);
+    std::fs::create_dir(index.path().join("killed")).expect("a directory");
     let expected = {
         let store = open_files(&sample.fork(), index.path()).expect("it opens");
         take_of(&disk(&store, "web"), "new").expect("a snapshot");
@@ -420,6 +454,13 @@ fn a_crash_at_any_step_of_a_seal_loses_nothing() {
         let through = !files.is_stopped();
         files.stop();
         drop((web, store));
+        let root = copy_of(
+            &index.path().join("index"),
+            &index.path().join("killed/index"),
+        );
+        let what = format!("a seal, killed after {effects}");
+        let root = root.parent().expect("it has one");
+        check_killed(&what, &files.kill(), root, &[&expected]);
         let left = files.crash(&mut random);
         let store = open_files(&left, index.path()).expect("it opens after a crash");
         assert_eq!(content(&store), expected, "stopped after {effects}");

@@ -4,7 +4,7 @@
 //! object is written under a temporary name in its directory, synced, and
 //! renamed; then the directory is synced. A crash leaves the old or the new
 //! object, and perhaps a temporary name, which nobody lists and
-//! [`LocalBackend::clean_temporaries`] removes.
+//! [`LocalBackend::settle_names`] removes.
 
 use super::{Appender, Backend, Version};
 use crate::error::{Error, Result};
@@ -126,14 +126,16 @@ impl LocalBackend {
         })
     }
 
-    /// Removes what a crash left of objects that were being written; only
-    /// before the first change of a run. Returns how many there were.
-    pub fn clean_temporaries(&self) -> Result<u64> {
+    /// Removes what a crash left of objects that were being written, and
+    /// makes the names of all others durable: an earlier run may have ended
+    /// between a new name and its sync, and whoever trusts the object would
+    /// trust what a power loss takes away. Only before the first change of a
+    /// run. Returns how many were removed.
+    pub fn settle_names(&self) -> Result<u64> {
         let _changes = self.changes.lock();
         let mut removed = 0;
         for dir in DIRS {
             let path = Path::new(dir);
-            let before = removed;
             for entry in self.files.list(path).map_err(Error::io("listing", dir))? {
                 if entry.name.starts_with(TEMPORARY) && !entry.is_dir {
                     self.files
@@ -142,11 +144,9 @@ impl LocalBackend {
                     removed += 1;
                 }
             }
-            if removed > before {
-                self.files
-                    .sync_dir(path)
-                    .map_err(Error::io("syncing", dir))?;
-            }
+            self.files
+                .sync_dir(path)
+                .map_err(Error::io("syncing", dir))?;
         }
         Ok(removed)
     }

@@ -51,7 +51,7 @@ impl Store {
         progress: &dyn Progress,
     ) -> Result<Arc<Store>> {
         let local = LocalBackend::new(files.clone())?;
-        local.clean_temporaries()?;
+        local.settle_names()?;
         let backend: Arc<dyn Backend> = Arc::new(local);
         let manifests = Manifests::new(backend.clone());
         let header = manifests

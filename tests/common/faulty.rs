@@ -458,6 +458,24 @@ impl FaultyFiles {
         })))
     }
 
+    /// What the next process finds after this one was killed: everything,
+    /// but what was not synced may still be lost. This one fails from now on.
+    pub fn kill(&self) -> FaultyFiles {
+        let mut old = self.state();
+        old.stopped = true;
+        FaultyFiles(Arc::new(Mutex::new(State {
+            names: old.names.clone(),
+            dirs: old.dirs.clone(),
+            durable_names: old.durable_names.clone(),
+            durable_dirs: old.durable_dirs.clone(),
+            pending_names: old.pending_names.clone(),
+            inodes: old.inodes.clone(),
+            next_inode: old.next_inode,
+            room: old.room,
+            ..State::default()
+        })))
+    }
+
     /// What is there after a power loss now: everything that was synced and
     /// an arbitrary part of the rest. This one fails from now on.
     pub fn crash(&self, random: &mut Random) -> FaultyFiles {

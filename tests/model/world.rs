@@ -834,13 +834,23 @@ impl World {
         }
     }
 
-    /// The power fails: what was not synced may be lost. Opens what is left
-    /// and compares.
+    /// The power fails, or only the process is killed and what it wrote may
+    /// still be lost later.
+    fn end_abruptly(&mut self, crash: &'static str, kill: &'static str) {
+        let (what, files) = match self.random.below(3) {
+            0 => (kill, self.files.kill()),
+            _ => (crash, self.files.crash(&mut self.random)),
+        };
+        self.files = files;
+        *self.counts.entry(what).or_default() += 1;
+        self.note(format_args!("{what}"));
+    }
+
+    /// An abrupt end: what was not synced may be lost. Opens what is left and
+    /// compares.
     fn crash(&mut self, under_way: UnderWay) {
         drop(self.store.take());
-        *self.counts.entry("crash").or_default() += 1;
-        self.note(format_args!("crash"));
-        self.files = self.files.crash(&mut self.random);
+        self.end_abruptly("crash", "kill");
         if self.random.below(4) == 0 {
             // The index is a cache: it may be lost at any moment.
             std::fs::remove_dir_all(self.root.path().join("index")).ok();
@@ -853,9 +863,7 @@ impl World {
                 drop(store);
             }
             self.files.stop();
-            *self.counts.entry("crash in recovery").or_default() += 1;
-            self.note(format_args!("crash in recovery"));
-            self.files = self.files.crash(&mut self.random);
+            self.end_abruptly("crash in recovery", "kill in recovery");
         }
         let opened = self.open();
         self.store = Some(opened.unwrap_or_else(|error| panic!("after a crash: {error}")));

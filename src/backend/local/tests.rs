@@ -18,8 +18,8 @@ fn what_a_crash_left_is_not_listed_and_is_removed() -> Result<()> {
         .create_new(Path::new("packs/.tmp-1"))
         .map_err(Error::io("making", "a file"))?;
     assert_eq!(backend.list("packs/")?, [("packs/a".to_owned(), 1)]);
-    assert_eq!(backend.clean_temporaries()?, 1);
-    assert_eq!(backend.clean_temporaries()?, 0);
+    assert_eq!(backend.settle_names()?, 1);
+    assert_eq!(backend.settle_names()?, 0);
     assert_eq!(backend.list("packs/")?, [("packs/a".to_owned(), 1)]);
     Ok(())
 }
@@ -155,7 +155,7 @@ fn an_error_after_the_rename_leaves_it_unknown_and_one_before_changes_nothing() 
     assert!(matches!(result, Err(Error::Io { .. })), "{result:?}");
     *files.rename.lock() = false;
     assert_eq!(backend.get(key)?, Some((b"one".to_vec(), one.clone())));
-    assert_eq!(backend.clean_temporaries()?, 0);
+    assert_eq!(backend.settle_names()?, 0);
 
     // Invariant 3.
     *files.sync_dir.lock() = true;
@@ -174,7 +174,7 @@ fn without_space_an_object_ends_where_it_ended_and_goes_on() -> Result<()> {
     *files.space.lock() = Some(5);
     let full = |result: Result<()>| result.is_err_and(|error| error.is_no_space());
     assert!(full(backend.put_new("packs/whole", b"0123456789")));
-    assert_eq!(backend.clean_temporaries()?, 0);
+    assert_eq!(backend.settle_names()?, 0);
 
     let mut appender = backend.append_new("packs/grows", b"")?;
     appender.append(b"abc")?;
