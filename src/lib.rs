@@ -30,9 +30,10 @@
 //! [`policy`]} → [`snapshot`], [`disk`] → {[`map`], [`chunk`], [`events`],
 //! [`metrics`]} → {[`pack`], [`index`], [`manifest`]} → [`backend`] →
 //! [`files`] → [`error`], [`name`]. What a policy wants is worked out without
-//! a store ([`policy::decide`]), and carried out by [`policy::run`]. Only `fuse` knows fuser, only `index` knows sled, only `sys` has
-//! unsafe code, only `sandbox` knows Landlock; everything below `fuse` is
-//! tested without a mount.
+//! a store ([`policy::decide`]), and carried out by [`policy::run`]. Only
+//! `fuse` knows fuser, only `index` knows sled, only `sys` has unsafe code,
+//! only `sandbox` knows Landlock; everything below `fuse` is tested without a
+//! mount.
 //!
 //! # Invariants
 //! 1. What an fsync, O_SYNC or O_DSYNC write acknowledged survives power
@@ -51,8 +52,8 @@
 //!    an error for that range; never zeros, never wrong bytes.
 //! 5. The index may be lost or stale at any moment. A dedupe hit counts only
 //!    if its pack is there and the record lies in what was synced of it;
-//!    recovery syncs a pack before it trusts it and never appends to an
-//!    earlier run's. Nothing is deleted because the index lacks it; an error
+//!    recovery syncs a pack and its name before it trusts it and never
+//!    appends to an earlier run's. Nothing is deleted because the index lacks it; an error
 //!    of the index' database drops the database, never an operation.
 //! 6. A failed sync, and a failed write but for lack of room, is final: a
 //!    layer's ends its disk's service, a pack's ends sealing and deletion

@@ -7,18 +7,21 @@
 //! it what it is. What a snapshot may show of a sector is bounded by the
 //! writes that had returned before it was asked for and those that had begun
 //! when it was there. `SNAPDISK_CONCURRENT_WRITES` sets for how many writes
-//! a writer goes on.
+//! a writer goes on. Then the same on files that lose what was not synced
+//! (`common/faulty.rs`): the power fails in the middle of it, again and again
+//! (`SNAPDISK_CONCURRENT_CRASHES`), and what was acknowledged must be there.
 
 mod common;
 
 use common::bytes::Random;
-use common::library::{CHUNK, make};
+use common::faulty::FaultyFiles;
+use common::library::{CHUNK, make, memory_dir, new_files, open_files};
 use snapdisk::disk::{Disk, Source, Wait};
 use snapdisk::error::{Error, Result};
 use snapdisk::name::SnapshotName;
 use snapdisk::progress::Quiet;
 use snapdisk::store::{self, InitOptions, Options, Store};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, OnceLock};
@@ -33,20 +36,6 @@ const WRITERS: usize = 2;
 /// Snapshots of a disk beyond which takers leave it to the deleters.
 const MOST: usize = 40;
 
-/// What is written: odd versions are holes.
-fn sector(disk: usize, sector: usize, version: u64) -> [u8; SECTOR] {
-    let mut bytes = [0; SECTOR];
-    if version.is_multiple_of(2) && version > 0 {
-        for (at, part) in bytes.chunks_exact_mut(16).enumerate() {
-            part[..8].copy_from_slice(&version.to_le_bytes());
-            part[8] = disk as u8;
-            part[9..13].copy_from_slice(&(sector as u32).to_le_bytes());
-            part[13] = at as u8;
-        }
-    }
-    bytes
-}
-
 /// A disk and the versions of its sectors.
 struct Tested {
     number: usize,
@@ -55,9 +44,57 @@ struct Tested {
     begun: Vec<AtomicU64>,
     /// Of writes that have returned.
     done: Vec<AtomicU64>,
+    /// Of writes that had returned before something made them durable.
+    safe: Vec<AtomicU64>,
+    /// Sectors and versions that are holes, as all are at first.
+    holes: Mutex<HashSet<(usize, u64)>>,
 }
 
 impl Tested {
+    fn new(store: &Arc<Store>, number: usize) -> Arc<Tested> {
+        let disk = make(store, &format!("d{number}")).expect("a disk");
+        disk.truncate((SECTORS * SECTOR) as u64, false)
+            .expect("its size");
+        disk.flush().expect("its size is safe");
+        let zeros = || (0..SECTORS).map(|_| AtomicU64::new(0)).collect();
+        Arc::new(Tested {
+            number,
+            disk,
+            begun: zeros(),
+            done: zeros(),
+            safe: zeros(),
+            holes: Mutex::new((0..SECTORS).map(|at| (at, 0)).collect()),
+        })
+    }
+
+    /// What a version of a sector is.
+    fn sector(&self, sector: usize, version: u64) -> [u8; SECTOR] {
+        let mut bytes = [0; SECTOR];
+        let holes = self.holes.lock().expect("no panic with it");
+        if !holes.contains(&(sector, version)) {
+            for (at, part) in bytes.chunks_exact_mut(16).enumerate() {
+                part[..8].copy_from_slice(&version.to_le_bytes());
+                part[8] = self.number as u8;
+                part[9..13].copy_from_slice(&(sector as u32).to_le_bytes());
+                part[13] = at as u8;
+            }
+        }
+        bytes
+    }
+
+    /// What the last versions are.
+    fn content(&self) -> Vec<u8> {
+        let versions = Tested::versions(&self.done);
+        let sectors = versions.iter().enumerate();
+        sectors.flat_map(|(at, v)| self.sector(at, *v)).collect()
+    }
+
+    fn note_safe(&self, versions: &[u64]) {
+        for (safe, version) in self.safe.iter().zip(versions) {
+            safe.fetch_max(*version, Ordering::SeqCst);
+        }
+    }
+
     fn versions(of: &[AtomicU64]) -> Vec<u64> {
         of.iter().map(|v| v.load(Ordering::SeqCst)).collect()
     }
@@ -89,7 +126,7 @@ impl Taken {
     fn check(&self, bytes: &[u8]) {
         for (at, found) in bytes.chunks_exact(SECTOR).enumerate() {
             let (least, most) = (self.least[at], self.most[at]);
-            let fits = (least..=most).any(|v| sector(self.disk.number, at, v) == found);
+            let fits = (least..=most).any(|v| self.disk.sector(at, v) == found);
             assert!(
                 fits,
                 "sector {at} of {} is of none of the writes {least} to {most}: {:02x?}",
@@ -110,6 +147,10 @@ struct World {
     store: Arc<Store>,
     disks: Vec<Arc<Tested>>,
     taken: Mutex<Vec<Arc<Taken>>>,
+    /// Being taken or deleted when the power failed: they may be there.
+    unsure: Mutex<Vec<Arc<Taken>>>,
+    /// Where the power may fail.
+    files: Option<FaultyFiles>,
     counts: Counts,
     /// No more writers.
     over: AtomicBool,
@@ -117,6 +158,32 @@ struct World {
 }
 
 impl World {
+    fn new(store: Arc<Store>, files: Option<FaultyFiles>) -> World {
+        World {
+            disks: (0..DISKS).map(|n| Tested::new(&store, n)).collect(),
+            store,
+            taken: Mutex::default(),
+            unsure: Mutex::default(),
+            files,
+            counts: Counts::default(),
+            over: AtomicBool::new(false),
+            names: AtomicU64::new(0),
+        }
+    }
+
+    /// What was asked for; None if the power failed, which ends everything.
+    fn lives<T>(&self, what: &str, result: Result<T>) -> Option<T> {
+        match result {
+            Ok(value) => Some(value),
+            Err(error) => {
+                let failed = self.files.as_ref().is_some_and(FaultyFiles::is_stopped);
+                assert!(failed, "{what}: {error}");
+                self.over.store(true, Ordering::SeqCst);
+                None
+            }
+        }
+    }
+
     fn count(&self, what: &'static str) {
         *self
             .counts
@@ -136,8 +203,8 @@ impl World {
         taken.get(at).cloned()
     }
 
-    fn write(&self, tested: &Tested, writer: usize, times: u64) {
-        let mut random = Random((tested.number * 10 + writer) as u64);
+    fn write(&self, tested: &Tested, writer: usize, times: u64, seed: u64) {
+        let mut random = Random(seed + (tested.number * 10 + writer) as u64);
         let own = SECTORS / WRITERS;
         for _ in 0..times {
             let len = 1 + random.below(64) as usize;
@@ -147,8 +214,11 @@ impl World {
             let versions: Vec<u64> = sectors
                 .clone()
                 .map(|at| {
-                    let last = tested.begun[at].load(Ordering::SeqCst);
-                    let next = last + 1 + u64::from(last.is_multiple_of(2) != punch);
+                    let next = tested.begun[at].load(Ordering::SeqCst) + 1;
+                    if punch {
+                        let mut holes = tested.holes.lock().expect("no panic with it");
+                        holes.insert((at, next));
+                    }
                     tested.begun[at].store(next, Ordering::SeqCst);
                     next
                 })
@@ -163,19 +233,23 @@ impl World {
                 let bytes: Vec<u8> = sectors
                     .clone()
                     .zip(&versions)
-                    .flat_map(|(at, version)| sector(tested.number, at, *version))
+                    .flat_map(|(at, version)| tested.sector(at, *version))
                     .collect();
                 tested.disk.write(at, &bytes, Wait::Yes).map(drop)
             };
-            done.unwrap_or_else(|error| panic!("a write: {error}"));
+            if self.lives("a write", done).is_none() {
+                return;
+            }
             for (at, version) in sectors.zip(versions) {
                 tested.done[at].store(version, Ordering::SeqCst);
             }
-            if random.below(50) == 0 {
-                tested
-                    .disk
-                    .flush()
-                    .unwrap_or_else(|error| panic!("a flush: {error}"));
+            let flushes = if self.files.is_some() { 4 } else { 50 };
+            if random.below(flushes) == 0 {
+                let returned = Tested::versions(&tested.done);
+                if self.lives("a flush", tested.disk.flush()).is_none() {
+                    return;
+                }
+                tested.note_safe(&returned);
                 self.count("flush");
             }
             self.count(if punch { "punch" } else { "write" });
@@ -191,18 +265,19 @@ impl World {
         let name = format!("s{}", self.names.fetch_add(1, Ordering::SeqCst) + 10);
         let parsed = SnapshotName::parse(name.as_ref()).expect("a name");
         let least = Tested::versions(&tested.done);
-        tested
-            .disk
-            .take_snapshot(parsed)
-            .unwrap_or_else(|error| panic!("taking {name}: {error}"));
-        let most = Tested::versions(&tested.begun);
+        let done = self.lives(&name, tested.disk.take_snapshot(parsed));
         let taken = Arc::new(Taken {
             disk: tested.clone(),
             name,
+            most: Tested::versions(&tested.begun),
             least,
-            most,
             shown: OnceLock::new(),
         });
+        if done.is_none() {
+            self.unsure.lock().expect("no panic with it").push(taken);
+            return;
+        }
+        tested.note_safe(&taken.least);
         self.taken.lock().expect("no panic with it").push(taken);
         self.count("take");
     }
@@ -215,7 +290,9 @@ impl World {
             Ok(bytes) => taken.check(&bytes),
             // Deleted meanwhile.
             Err(Error::Missing { .. }) => {}
-            Err(error) => panic!("reading {}: {error}", taken.name),
+            Err(error) => {
+                self.lives::<()>(&taken.name, Err(error));
+            }
         }
         self.count("read");
     }
@@ -230,11 +307,11 @@ impl World {
             let at = random.below(taken.len() as u64) as usize;
             taken.swap_remove(at)
         };
-        taken
-            .disk
-            .disk
-            .delete_snapshot(&taken.name)
-            .unwrap_or_else(|error| panic!("deleting {}: {error}", taken.name));
+        let deleted = taken.disk.disk.delete_snapshot(&taken.name);
+        if self.lives(&taken.name, deleted).is_none() {
+            self.unsure.lock().expect("no panic with it").push(taken);
+            return;
+        }
         self.count("delete");
     }
 
@@ -260,23 +337,33 @@ impl World {
                 // Its source may be gone by now, and a gc may have run.
                 let mut bytes = vec![0xaa; SECTORS * SECTOR];
                 let read = disk.read(0, &mut bytes, Wait::Yes);
-                read.unwrap_or_else(|error| panic!("reading clone {name}: {error}"));
+                if self.lives(&name, read).is_none() {
+                    return;
+                }
                 taken.check(&bytes);
                 self.count("clone");
             }
             Ok(None) | Err(Error::Missing { .. }) => {}
-            Err(error) => panic!("clone {name} of {}: {error}", taken.name),
+            Err(error) => {
+                self.lives::<()>(&name, Err(error));
+                return;
+            }
         }
         let disk = self.store.disk(&name).expect("it was made");
-        disk.drop_image()
-            .unwrap_or_else(|error| panic!("dropping {name}: {error}"));
-        for snapshot in disk.snapshots() {
-            let deleted = disk.delete_snapshot(&snapshot.name());
-            deleted.unwrap_or_else(|error| panic!("{name}@{}: {error}", snapshot.name()));
+        let removed = (|| {
+            disk.drop_image()?;
+            for snapshot in disk.snapshots() {
+                disk.delete_snapshot(&snapshot.name())?;
+            }
+            self.store.remove_disk(&name)
+        })();
+        self.lives(&name, removed);
+    }
+
+    fn gc(&self) {
+        if self.lives("gc", self.store.gc(false, &Quiet)).is_some() {
+            self.count("gc");
         }
-        self.store
-            .remove_disk(&name)
-            .unwrap_or_else(|error| panic!("removing {name}: {error}"));
     }
 
     fn verify(&self) {
@@ -288,6 +375,29 @@ impl World {
         self.count("verify");
     }
 
+    /// All of them at once, until each writer has written so often.
+    fn run(&self, seed: u64, times: u64, others: &[fn(&World, &mut Random)]) {
+        thread::scope(|scope| {
+            let writers: Vec<_> = self
+                .disks
+                .iter()
+                .flat_map(|tested| (0..WRITERS).map(move |writer| (tested, writer)))
+                .map(|(tested, writer)| {
+                    scope.spawn(move || self.write(tested, writer, times, seed))
+                })
+                .collect();
+            for (number, act) in (1..).zip(others) {
+                scope.spawn(move || go_on(self, seed + number, act));
+            }
+            for writer in writers {
+                if writer.join().is_err() {
+                    self.over.store(true, Ordering::SeqCst);
+                }
+            }
+            self.over.store(true, Ordering::SeqCst);
+        });
+    }
+
     /// Everything, when nothing else happens.
     fn check_all(&self) {
         for tested in &self.disks {
@@ -297,11 +407,7 @@ impl World {
                 .read(0, &mut bytes, Wait::Yes)
                 .expect("the live image");
             assert_eq!(read.waited(), bytes.len());
-            for (at, found) in bytes.chunks_exact(SECTOR).enumerate() {
-                let version = tested.done[at].load(Ordering::SeqCst);
-                let is_right = sector(tested.number, at, version) == found;
-                assert!(is_right, "sector {at} of disk {}", tested.number);
-            }
+            assert!(bytes == tested.content(), "disk {}", tested.number);
         }
         for taken in self.taken.lock().expect("no panic with it").iter() {
             let bytes = taken.read();
@@ -335,6 +441,12 @@ fn go_on(world: &World, seed: u64, act: impl Fn(&World, &mut Random)) {
     drop(end);
 }
 
+fn number(variable: &str) -> Option<u64> {
+    let text = std::env::var(variable).ok()?;
+    Some(text.parse().unwrap_or_else(|_| panic!("{variable}={text}")))
+}
+
+/// Contract: what several threads write, take and delete at once is whole.
 #[test]
 fn everything_at_once() {
     let home = tempfile::tempdir_in("/var/tmp").expect("a directory");
@@ -347,57 +459,20 @@ fn everything_at_once() {
     )
     .expect("a new store");
     let store = open(&root);
-    let disks = (0..DISKS).map(|number| {
-        let disk = make(&store, &format!("d{number}")).expect("a disk");
-        disk.truncate((SECTORS * SECTOR) as u64, false)
-            .expect("its size");
-        Arc::new(Tested {
-            number,
-            disk,
-            begun: (0..SECTORS).map(|_| AtomicU64::new(0)).collect(),
-            done: (0..SECTORS).map(|_| AtomicU64::new(0)).collect(),
-        })
-    });
-    let disks: Vec<Arc<Tested>> = disks.collect();
-    let world = World {
-        store,
-        disks,
-        taken: Mutex::default(),
-        counts: Counts::default(),
-        over: AtomicBool::new(false),
-        names: AtomicU64::new(0),
-    };
-    let times = std::env::var("SNAPDISK_CONCURRENT_WRITES").ok();
-    let times = times.map_or(20_000, |text| text.parse().expect("a number of writes"));
-    thread::scope(|scope| {
-        let world = &world;
-        let writers: Vec<_> = world
-            .disks
-            .iter()
-            .flat_map(|tested| (0..WRITERS).map(move |writer| (tested, writer)))
-            .map(|(tested, writer)| scope.spawn(move || world.write(tested, writer, times)))
-            .collect();
-        scope.spawn(move || go_on(world, 1, World::take));
-        scope.spawn(move || go_on(world, 2, World::read));
-        scope.spawn(move || go_on(world, 3, World::delete));
-        scope.spawn(move || go_on(world, 4, World::clone_one));
-        scope.spawn(move || {
-            go_on(world, 5, |world, _| {
-                let collected = world.store.gc(false, &Quiet);
-                collected.unwrap_or_else(|error| panic!("gc: {error}"));
-                world.count("gc");
-            });
-        });
-        scope.spawn(move || go_on(world, 6, |world, _| world.verify()));
-        for writer in writers {
-            let ended = writer.join();
-            world.over.store(
-                world.over.load(Ordering::SeqCst) || ended.is_err(),
-                Ordering::SeqCst,
-            );
-        }
-        world.over.store(true, Ordering::SeqCst);
-    });
+    let world = World::new(store, None);
+    let times = number("SNAPDISK_CONCURRENT_WRITES").unwrap_or(20_000);
+    world.run(
+        0,
+        times,
+        &[
+            World::take,
+            World::read,
+            World::delete,
+            World::clone_one,
+            |world, _| world.gc(),
+            |world, _| world.verify(),
+        ],
+    );
     world.check_all();
     world.verify();
     println!("{:?}", world.counts.lock().expect("no panic with it"));
@@ -409,9 +484,9 @@ fn everything_at_once() {
         ..
     } = world;
     store.close().expect("closing");
-    let names: Vec<(usize, Vec<u64>)> = disks
+    let contents: Vec<(usize, Vec<u8>)> = disks
         .iter()
-        .map(|tested| (tested.number, Tested::versions(&tested.done)))
+        .map(|tested| (tested.number, tested.content()))
         .collect();
     let taken: Vec<Arc<Taken>> = taken.into_inner().expect("no panic with it");
     let before: Vec<(usize, String, Option<blake3::Hash>)> = taken
@@ -426,16 +501,11 @@ fn everything_at_once() {
         .collect();
     drop((taken, disks, store));
     let store = open(&root);
-    for (number, versions) in names {
+    for (number, content) in contents {
         let disk = store.disk(&format!("d{number}")).expect("it is there");
         let mut bytes = vec![0xaa; SECTORS * SECTOR];
         disk.read(0, &mut bytes, Wait::Yes).expect("the live image");
-        for (at, found) in bytes.chunks_exact(SECTOR).enumerate() {
-            assert!(
-                sector(number, at, versions[at]) == found,
-                "sector {at} of disk {number}"
-            );
-        }
+        assert!(bytes == content, "disk {number} after a restart");
     }
     for (number, name, hash) in before {
         let disk = store.disk(&format!("d{number}")).expect("it is there");
@@ -452,4 +522,105 @@ fn everything_at_once() {
     verified.expect("verify");
     assert!(findings.is_empty(), "{findings:?}");
     store.close().expect("closing");
+}
+
+/// Invariants 1, 2 and 8: what was acknowledged while several threads wrote,
+/// flushed, took, deleted and cloned at once is there when the power fails in
+/// the middle of it; each other sector is of one of the writes that had begun.
+#[test]
+fn the_power_fails_while_everything_goes_on() {
+    let crashes = number("SNAPDISK_CONCURRENT_CRASHES").unwrap_or(100);
+    let mut counts: BTreeMap<&'static str, u64> = BTreeMap::new();
+    for seed in 0..crashes {
+        let mut random = Random(seed);
+        let index = memory_dir();
+        let root = index.path();
+        let files = new_files();
+        files.let_others_in();
+        let world = World::new(
+            open_files(&files, root).expect("a new store"),
+            Some(files.clone()),
+        );
+        let most = 1 << (8 + random.below(7));
+        files.stop_after(random.below(most));
+        world.run(
+            seed * 1000,
+            u64::MAX,
+            &[World::take, World::delete, |world, random| {
+                world.clone_one(random);
+                world.gc();
+            }],
+        );
+        for (what, count) in world.counts.lock().expect("no panic with it").iter() {
+            *counts.entry(what).or_default() += count;
+        }
+        let World {
+            store,
+            disks,
+            taken,
+            unsure,
+            ..
+        } = world;
+        // Or the process is killed first.
+        let left = match random.below(3) {
+            0 => files.kill(),
+            _ => files.crash(&mut random),
+        };
+        let taken = taken.into_inner().expect("no panic with it");
+        let unsure = unsure.into_inner().expect("no panic with it");
+        drop(store);
+        let store = open_files(&left, root).unwrap_or_else(|error| panic!("{seed}: {error}"));
+        for tested in &disks {
+            check_after_crash(seed, &store, tested, &taken, &unsure);
+        }
+        let mut findings = Vec::new();
+        let verified = store.verify(&Quiet, &mut |finding| findings.push(finding.to_string()));
+        verified.expect("verify");
+        assert!(findings.is_empty(), "{seed}: {findings:?}");
+    }
+    println!("{crashes} crashes, {counts:?}");
+}
+
+fn check_after_crash(
+    seed: u64,
+    store: &Store,
+    tested: &Tested,
+    taken: &[Arc<Taken>],
+    unsure: &[Arc<Taken>],
+) {
+    let disk = store.disk(&format!("d{}", tested.number));
+    let disk = disk.unwrap_or_else(|| panic!("{seed}: disk {} is gone", tested.number));
+    let mut bytes = vec![0xaa; SECTORS * SECTOR];
+    let read = disk.read(0, &mut bytes, Wait::Yes).expect("the live image");
+    assert_eq!(read.waited(), bytes.len(), "{seed}");
+    let (safe, begun) = (
+        Tested::versions(&tested.safe),
+        Tested::versions(&tested.begun),
+    );
+    for (at, found) in bytes.chunks_exact(SECTOR).enumerate() {
+        let fits = (safe[at]..=begun[at]).any(|v| tested.sector(at, v) == found);
+        assert!(
+            fits,
+            "{seed}: sector {at} of disk {} is of none of the writes {} to {}: {:02x?}",
+            tested.number,
+            safe[at],
+            begun[at],
+            &found[..16]
+        );
+    }
+    let is_own = |taken: &&Arc<Taken>| taken.disk.number == tested.number;
+    for taken in taken.iter().filter(is_own) {
+        let there = disk.snapshot(&taken.name).is_some();
+        assert!(there, "{seed}: {} was acknowledged", taken.name);
+    }
+    for snapshot in disk.snapshots() {
+        let name = snapshot.name();
+        let mut known = taken.iter().chain(unsure).filter(is_own);
+        let taken = known
+            .find(|taken| taken.name == *name)
+            .unwrap_or_else(|| panic!("{seed}: {name} had been deleted"));
+        let read = disk.read_snapshot(&snapshot, 0, &mut bytes, Wait::Yes);
+        assert_eq!(read.expect("a snapshot").waited(), bytes.len(), "{seed}");
+        taken.check(&bytes);
+    }
 }

@@ -248,6 +248,8 @@ struct State {
     /// Bytes that files may take in all.
     room: Option<u64>,
     read_only: bool,
+    /// Whether other threads are let in between two calls.
+    yields: bool,
 }
 
 impl State {
@@ -375,6 +377,21 @@ impl FaultyFiles {
     /// Bytes that files take.
     pub fn used(&self) -> u64 {
         self.state().used()
+    }
+
+    /// After each sync and write other threads are let in, now and then for
+    /// long, so that what is done between two calls is met by what they do.
+    pub fn let_others_in(&self) {
+        self.state().yields = true;
+    }
+
+    fn after_effect(&self, state: MutexGuard<'_, State>) {
+        let (yields, effects) = (state.yields, state.effects);
+        drop(state);
+        if yields {
+            let turns = [0, 1, 5, 30][(effects % 4) as usize];
+            (0..turns).for_each(|_| std::thread::yield_now());
+        }
     }
 
     /// Every change is EROFS from now on.
@@ -682,6 +699,7 @@ impl FaultyFile {
             other => other,
         };
         inode.pending.push(change);
+        self.files.after_effect(state);
         Ok(())
     }
 }
@@ -727,6 +745,7 @@ impl File for FaultyFile {
         for change in std::mem::take(&mut inode.pending) {
             change.apply(&mut inode.durable);
         }
+        self.files.after_effect(state);
         Ok(())
     }
 
