@@ -16,7 +16,7 @@ use crate::error::{Error, Result};
 use crate::pack::{self, Contents, Directory, Entry, Finding, PackName};
 use parking_lot::{Mutex, RwLock};
 use quick_cache::sync::Cache;
-use std::collections::HashMap;
+use std::collections::{HashMap, VecDeque};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -32,6 +32,9 @@ use table::{MAX_PACKS, Table};
 
 /// Packs whose directories are kept in memory, in bytes.
 const DIRECTORY_CACHE_BYTES: u64 = 32 << 20;
+/// Packs of which one entry is looked up before the next look-up in the same
+/// pack reads its directory.
+const GLANCES: usize = 32;
 /// Packs after which sled is flushed: often is slow, never takes memory.
 const FLUSH_EVERY: u64 = 64;
 /// The table is saved after so many chunks, or one for so many that it has,
@@ -153,6 +156,22 @@ impl quick_cache::Weighter<u32, Arc<Directory>> for DirectoryWeight {
     }
 }
 
+/// The packs that were looked up without their directories last.
+#[derive(Debug, Default)]
+struct Glanced(VecDeque<PackNumber>);
+
+impl Glanced {
+    /// Whether a pack is not among them; it is from now on.
+    fn is_first(&mut self, number: PackNumber) -> bool {
+        let is_first = !self.0.contains(&number);
+        if is_first {
+            self.0.truncate(GLANCES - 1);
+            self.0.push_front(number);
+        }
+        is_first
+    }
+}
+
 /// What opening the index found.
 #[derive(Debug, Default)]
 pub struct Opened {
@@ -173,6 +192,8 @@ pub struct Index {
     /// no file is touched under it.
     state: RwLock<State>,
     directories: Cache<u32, Arc<Directory>, DirectoryWeight>,
+    /// A leaf.
+    glanced: Mutex<Glanced>,
     db: Db,
     /// Directories put into sled since its last flush.
     unflushed: AtomicU64,
@@ -212,6 +233,7 @@ impl Index {
             // Directories have some 1000 to 16384 entries; few shards, so
             // that each can hold the largest.
             directories: Cache::with_weighter(256, DIRECTORY_CACHE_BYTES, DirectoryWeight),
+            glanced: Mutex::default(),
             db: Db::open(dir),
             unflushed: AtomicU64::new(0),
             dir: dir.to_owned(),
@@ -469,6 +491,32 @@ impl Index {
         let state = self.state.read();
         let listed = state.packs.get(number.0 as usize).and_then(Option::as_ref);
         listed.is_some_and(|listed| listed.visible)
+    }
+
+    /// The entry of a chunk in a pack that may have it. Of a closed pack that
+    /// nobody has asked for lately only the part of the directory is read in
+    /// which the entry should be: in a store of millions of chunks each
+    /// look-up may be in another pack. What that says is not checked; the
+    /// record that it leads to is, and [`Index::reload`] knows better.
+    pub fn find(&self, number: PackNumber, id: &ChunkId) -> Result<Option<Entry>> {
+        if self.directories.peek(&number.0).is_none()
+            && let Some(info) = self.info(number)
+            && info.closed
+            && !info.damaged
+            && self.glanced.lock().is_first(number)
+            && let Some(entry) = self.glance(&info, id)
+        {
+            return Ok(Some(entry));
+        }
+        Ok(self.directory(number)?.find(id).copied())
+    }
+
+    fn glance(&self, info: &PackInfo, id: &ChunkId) -> Option<Entry> {
+        let (len, count) = (info.file_len, info.records);
+        // Whoever reads all of the directory meets the same error.
+        let seen = pack::glance(&*self.backend, &info.name, len, count, id);
+        seen.inspect_err(|error| tracing::debug!("pack {}: {error}", info.name))
+            .ok()?
     }
 
     /// A pack's directory, which is what its trailer says if it has one.

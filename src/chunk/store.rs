@@ -208,8 +208,8 @@ impl ChunkStore {
             return true;
         }
         self.index.candidates(id).into_iter().any(|number| {
-            let directory = match self.index.directory(number) {
-                Ok(directory) => directory,
+            let entry = match self.index.find(number, id) {
+                Ok(entry) => entry.filter(|entry| entry.kind == kind),
                 Err(error) => {
                     // Storing the chunk again is always right.
                     tracing::warn!("looking for {kind} chunk {id}: {error}");
@@ -220,7 +220,6 @@ impl ChunkStore {
             let Some(info) = self.index.info(number) else {
                 return false;
             };
-            let entry = directory.find(id).filter(|entry| entry.kind == kind);
             !info.damaged && entry.is_some_and(|entry| entry.end() <= info.file_len) && take(number)
         })
     }
@@ -232,8 +231,8 @@ impl ChunkStore {
             return Some(entry.end() - entry.offset());
         }
         self.index.candidates(id).into_iter().find_map(|number| {
-            let directory = self.index.directory(number).ok()?;
-            let entry = directory.find(id).filter(|entry| entry.kind == kind)?;
+            let entry = self.index.find(number, id).ok().flatten();
+            let entry = entry.filter(|entry| entry.kind == kind)?;
             Some(entry.end() - entry.offset())
         })
     }

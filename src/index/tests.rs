@@ -350,3 +350,36 @@ fn a_value_comes_back_from_its_pieces() {
     assert_eq!(db.get(&one).into_value(), None);
     assert!(db.get(&two).into_value().is_some());
 }
+
+/// Every chunk is found, by a glance or by the directory, and one that is not
+/// there is not; a second look-up in a pack keeps its directory.
+#[test]
+fn a_chunk_is_found_with_and_without_its_packs_directory() -> Result<()> {
+    let backend = Arc::new(MemoryBackend::new());
+    let dir = temporary();
+    let (name, directory) = pack(&*backend, 200, true)?;
+    let (index, _) = open(&backend, &dir)?;
+    let number = index.number(&name).expect("it is there");
+    let (first, rest) = directory.entries().split_at(1);
+    assert_eq!(index.find(number, &first[0].id)?, Some(first[0]));
+    assert!(
+        index.directories.peek(&number.0).is_none(),
+        "it was a glance"
+    );
+    for entry in rest {
+        assert_eq!(index.find(number, &entry.id)?, Some(*entry));
+    }
+    assert!(index.directories.peek(&number.0).is_some());
+    assert_eq!(index.find(number, &ChunkId([1; 32]))?, None);
+    // Other packs are looked up meanwhile, and its directory is let go of.
+    index.directories.clear();
+    for other in 1..=GLANCES as u32 {
+        index.glanced.lock().is_first(PackNumber(number.0 + other));
+    }
+    assert_eq!(index.find(number, &first[0].id)?, Some(first[0]));
+    assert!(
+        index.directories.peek(&number.0).is_none(),
+        "a glance again"
+    );
+    Ok(())
+}

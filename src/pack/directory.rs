@@ -56,6 +56,52 @@ impl Entry {
     pub fn end(&self) -> u64 {
         self.offset() + self.record_len()
     }
+
+    /// Reads one back; None unless it is one of a record that ends at or
+    /// before `end`.
+    fn decode(bytes: &[u8], end: u64) -> Option<Entry> {
+        let mut id = [0; 32];
+        id.copy_from_slice(bytes.get(..32)?);
+        let entry = Entry::new(
+            ChunkId(id),
+            Kind::from_number(bytes[32])?,
+            u64::from(u32_at(bytes, 36)) * ALIGN,
+            u32_at(bytes, 40),
+            u32_at(bytes, 44),
+        )?;
+        (bytes[33..36] == [0; 3] && entry.end() <= end).then_some(entry)
+    }
+}
+
+/// Where in a closed pack of `file_len` bytes and `count` records the entry
+/// of a chunk should be: an offset and a length in bytes. Ids are spread
+/// evenly, so that is where the share of `count` is that its value is of the
+/// largest, give or take three standard deviations.
+pub(super) fn place_of(id: &ChunkId, count: u64, file_len: u64) -> Option<(u64, usize)> {
+    let b = &id.0;
+    let share = u64::from_be_bytes([b[0], b[1], b[2], b[3], b[4], b[5], b[6], b[7]]);
+    let middle = ((u128::from(share) * u128::from(count)) >> 64) as u64;
+    // Of a binomial distribution: at most the root of n/4.
+    let reach = (count.isqrt() + 1) * 3 / 2 + 1;
+    let from = middle.saturating_sub(reach);
+    let to = (middle + reach + 1).min(count);
+    let start = directory_start(count, file_len)? + ALIGN;
+    Some((
+        start + from * ENTRY_BYTES as u64,
+        (to - from) as usize * ENTRY_BYTES,
+    ))
+}
+
+/// Where the directory of a closed pack starts.
+fn directory_start(count: u64, file_len: u64) -> Option<u64> {
+    file_len.checked_sub(ALIGN + aligned(ALIGN + count * ENTRY_BYTES as u64))
+}
+
+/// The entry of a chunk among these, read from a directory of a closed pack.
+pub(super) fn find_among(bytes: &[u8], id: &ChunkId, count: u64, file_len: u64) -> Option<Entry> {
+    let mut entries = bytes.chunks_exact(ENTRY_BYTES);
+    let found = entries.find(|bytes| bytes[..32] == id.0)?;
+    Entry::decode(found, directory_start(count, file_len)?)
 }
 
 /// The entries of one pack, ordered by id, each id once.
@@ -114,17 +160,8 @@ impl Directory {
         }
         let mut entries: Vec<Entry> = Vec::with_capacity(bytes.len() / ENTRY_BYTES);
         for bytes in bytes.chunks_exact(ENTRY_BYTES) {
-            let mut id = [0; 32];
-            id.copy_from_slice(&bytes[..32]);
-            let entry = Entry::new(
-                ChunkId(id),
-                Kind::from_number(bytes[32])?,
-                u64::from(u32_at(bytes, 36)) * ALIGN,
-                u32_at(bytes, 40),
-                u32_at(bytes, 44),
-            )?;
-            let ordered = entries.last().is_none_or(|last| last.id < entry.id);
-            if bytes[33..36] != [0; 3] || !ordered || entry.end() > end {
+            let entry = Entry::decode(bytes, end)?;
+            if entries.last().is_some_and(|last| last.id >= entry.id) {
                 return None;
             }
             entries.push(entry);

@@ -1,10 +1,11 @@
 //! What a pack holds: by its trailer and directory, else by a scan.
 
-use super::directory::{Trailer, is_directory};
+use super::directory::{Trailer, find_among, is_directory, place_of};
 use super::{
-    ALIGN, Directory, FORMAT, Finding, PACK_MAGIC, PackName, encode_header, is_sealed, scan,
+    ALIGN, Directory, Entry, FORMAT, Finding, PACK_MAGIC, PackName, encode_header, is_sealed, scan,
 };
 use crate::backend::Backend;
+use crate::chunk::ChunkId;
 use crate::error::{Error, Result};
 use uuid::Uuid;
 
@@ -67,6 +68,23 @@ pub fn read_trailer(backend: &dyn Backend, pack: &PackName, len: u64) -> Result<
     }
     let bytes = read(backend, pack, len - ALIGN, ALIGN as usize)?;
     Ok(bytes.and_then(|bytes| Trailer::decode(&bytes, pack.uuid, len)))
+}
+
+/// The entry of a chunk in a closed pack of `len` bytes and `count` records,
+/// looked for in the few kilobytes of the directory where it should be. They
+/// are not checked: the record has to confirm it. None proves nothing.
+pub fn glance(
+    backend: &dyn Backend,
+    pack: &PackName,
+    len: u64,
+    count: u64,
+    id: &ChunkId,
+) -> Result<Option<Entry>> {
+    let Some((at, bytes)) = place_of(id, count, len) else {
+        return Ok(None);
+    };
+    let bytes = read(backend, pack, at, bytes)?;
+    Ok(bytes.and_then(|bytes| find_among(&bytes, id, count, len)))
 }
 
 /// What a pack of `len` bytes holds: by its directory if that is sound, else

@@ -287,3 +287,56 @@ proptest::proptest! {
         Directory::decode(&noise, u64::MAX);
     }
 }
+
+/// Invariant 4: what a glance finds is the entry, also where it misses some;
+/// what is not there or not sound is not found.
+#[test]
+fn a_glance_at_a_directory_finds_nearly_every_entry_and_no_other() -> Result<()> {
+    const COUNT: u64 = 3000;
+    let backend = MemoryBackend::new();
+    let name = PackName::random(5);
+    let mut writer = PackWriter::create(&backend, name, STORE)?;
+    for number in 0..COUNT {
+        let payload = number.to_le_bytes().to_vec();
+        writer.append(&Stored {
+            id: keys().id(Kind::Data, &payload),
+            kind: Kind::Data,
+            codec: chunk::Codec::Raw,
+            plain_len: 8,
+            payload,
+        })?;
+    }
+    writer.sync()?;
+    let end = writer.len();
+    writer.close()?;
+    writer.sync()?;
+    let len = backend.settle(&name.key())?;
+    let directory = writer.directory();
+    let mut missed = 0;
+    for entry in directory.entries() {
+        match glance(&backend, &name, len, COUNT, &entry.id)? {
+            Some(seen) => assert_eq!(seen, *entry),
+            None => missed += 1,
+        }
+    }
+    // Of three standard deviations: 3 in 1000.
+    assert!(missed < COUNT / 50, "{missed} of {COUNT}");
+    for number in COUNT..2 * COUNT {
+        let id = keys().id(Kind::Data, &number.to_le_bytes());
+        assert_eq!(glance(&backend, &name, len, COUNT, &id)?, None);
+    }
+
+    let (bytes, _) = backend.get(&name.key())?.expect("it was written");
+    let first = directory.entries()[0];
+    let at = (end + ALIGN) as usize;
+    assert_eq!(bytes[at..at + 32], first.id.0);
+    // Id, kind, zeros, and a place beyond the records.
+    for (byte, bit) in [(0, 1), (31, 1), (32, 0x40), (34, 1), (39, 0x40)] {
+        let changed = changed(&name, &bytes, |bytes| bytes[at + byte] ^= bit);
+        assert_eq!(glance(&changed, &name, len, COUNT, &first.id)?, None);
+    }
+    let short = changed(&name, &bytes, |bytes| bytes.truncate(100));
+    assert_eq!(glance(&short, &name, len, COUNT, &first.id)?, None);
+    assert_eq!(glance(&backend, &name, 100, COUNT, &first.id)?, None);
+    Ok(())
+}
