@@ -24,12 +24,16 @@ use std::fs;
 use std::io;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
 use uuid::Uuid;
 
 /// With the default of 1024 such values are ten times slower.
 const LEAF_FANOUT: usize = 16;
 /// Bytes that sled may keep of what it has read.
 const CACHE_BYTES: usize = 16 << 20;
+/// Bytes put after which sled is opened anew: it never lets go of a leaf that
+/// was written since it was opened (its own list of what is to do says so).
+const REOPEN_AFTER: u64 = 16 << 20;
 const MAGIC: &[u8; 4] = b"SDX1";
 const HEADER_BYTES: usize = 28;
 const PIECE_BYTES: usize = 4096;
@@ -115,17 +119,11 @@ pub fn decode(bytes: &[u8]) -> Option<Value> {
     })
 }
 
-/// What the keys of a pack's pieces start with.
-fn prefix_of(pack: &PackName) -> [u8; 24] {
-    let mut key = [0; 24];
-    key[..8].copy_from_slice(&pack.epoch.to_be_bytes());
-    key[8..].copy_from_slice(pack.uuid.as_bytes());
-    key
-}
-
+/// The key of a piece.
 fn key_of(pack: &PackName, piece: u16) -> [u8; 26] {
     let mut key = [0; 26];
-    key[..24].copy_from_slice(&prefix_of(pack));
+    key[..8].copy_from_slice(&pack.epoch.to_be_bytes());
+    key[8..24].copy_from_slice(pack.uuid.as_bytes());
     key[24..].copy_from_slice(&piece.to_be_bytes());
     key
 }
@@ -137,6 +135,16 @@ fn name_of(key: &[u8]) -> Option<PackName> {
     Some(PackName {
         epoch: u64::from_be_bytes(key[..8].try_into().ok()?),
         uuid: Uuid::from_bytes(key[8..24].try_into().ok()?),
+    })
+}
+
+/// The pieces of a pack that there are. By their keys: an iterator over those
+/// with a prefix goes on to the last leaf of all once it has them, and reads
+/// each.
+fn pieces_of(sled: &Sled, pack: PackName) -> impl Iterator<Item = io::Result<Vec<u8>>> {
+    (0..=u16::MAX).map_while(move |piece| {
+        let found = sled.get(key_of(&pack, piece)).transpose()?;
+        Some(found.map(|bytes| bytes.to_vec()))
     })
 }
 
@@ -172,6 +180,8 @@ pub struct Db {
     /// does not wait for it. No other lock is taken under it but by what
     /// [`Db::each`] calls.
     sled: Mutex<Option<Sled>>,
+    /// Bytes put since it was opened.
+    put: AtomicU64,
     path: PathBuf,
 }
 
@@ -239,6 +249,7 @@ impl Db {
             .ok();
         Db {
             sled: Mutex::new(sled),
+            put: AtomicU64::new(0),
             path: path.to_owned(),
         }
     }
@@ -300,10 +311,7 @@ impl Db {
             let Some(sled) = sled.as_ref() else {
                 return Kept::Nothing;
             };
-            guarded(|| {
-                let pieces = sled.scan_prefix(prefix_of(pack));
-                join(pieces.map(|piece| Ok(piece?.1.to_vec())))
-            })
+            guarded(|| join(pieces_of(sled, *pack)))
         };
         match self.outcome(result).flatten() {
             Some(value) => Kept::Value(value),
@@ -314,6 +322,7 @@ impl Db {
     /// Keeps a pack's directory; durable after a flush.
     pub fn put(&self, pack: &PackName, directory: &Directory, cover: Cover) {
         let value = encode(directory, cover);
+        self.put.fetch_add(value.len() as u64, Ordering::Relaxed);
         self.with(|sled| {
             let mut batch = sled::Batch::default();
             for (piece, bytes) in (0..).zip(value.chunks(PIECE_BYTES)) {
@@ -326,10 +335,10 @@ impl Db {
     /// Forgets a pack.
     pub fn remove(&self, pack: &PackName) {
         self.with(|sled| {
-            let pieces = sled.scan_prefix(prefix_of(pack));
-            let keys = pieces.map(|piece| Ok(piece?.0));
-            for key in keys.collect::<io::Result<Vec<_>>>()? {
-                sled.remove(key)?;
+            for piece in 0..=u16::MAX {
+                if sled.remove(key_of(pack, piece))?.is_none() {
+                    break;
+                }
             }
             Ok(())
         });
@@ -378,6 +387,35 @@ impl Db {
     /// Writes what was put and removed to disk.
     pub fn flush(&self) {
         self.with(|sled| sled.flush().map(drop));
+        if self.put.load(Ordering::Relaxed) >= REOPEN_AFTER {
+            self.open_anew();
+        }
+    }
+
+    /// Closes sled and opens it again, so that it lets go of memory.
+    fn open_anew(&self) {
+        let mut sled = self.sled.lock();
+        self.put.store(0, Ordering::Relaxed);
+        let Some(old) = sled.take() else { return };
+        let opened = guarded(|| {
+            drop(old);
+            Ok(())
+        })
+        .and_then(|()| open_sled(&self.path));
+        match opened {
+            Ok(opened) => *sled = Some(opened),
+            Err(error) => {
+                tracing::warn!("the index is given up, packs are read instead: {error}");
+            }
+        }
+    }
+
+    /// Leaves that were read from disk since it was opened last.
+    #[cfg(test)]
+    pub fn leaves_read(&self) -> u64 {
+        let sled = self.sled.lock();
+        sled.as_ref()
+            .map_or(0, |sled| sled.stats().cache.cache_misses)
     }
 
     /// Flushes and lets go of sled.

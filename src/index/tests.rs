@@ -351,6 +351,49 @@ fn a_value_comes_back_from_its_pieces() {
     assert!(db.get(&two).into_value().is_some());
 }
 
+/// What was put does not stay in memory, and one look-up reads the leaves
+/// that have the value and not all that follow, whether it is there or not.
+#[test]
+fn what_was_put_leaves_memory_and_is_read_leaf_by_leaf() {
+    let dir = temporary();
+    let db = Db::open(&dir.path().join("index"));
+    let cover = Cover {
+        file_len: 1 << 33,
+        closed: true,
+        damaged: false,
+    };
+    let directory = directory(1500);
+    let names: Vec<PackName> = (0..600).map(|_| PackName::random(1)).collect();
+    for (number, name) in (1u64..).zip(&names) {
+        db.put(name, &directory, cover);
+        if number.is_multiple_of(FLUSH_EVERY) {
+            db.flush();
+        }
+    }
+    // A value has 18 pieces, and a leaf up to 16.
+    let early = &names[..64];
+    let before = db.leaves_read();
+    for name in early {
+        let value = db.get(name).into_value().expect("it is there");
+        assert_eq!(value.directory, directory);
+    }
+    let read = db.leaves_read() - before;
+    assert!((64..64 * 5).contains(&read), "{read} leaves for 64 values");
+    let before = db.leaves_read();
+    for _ in early {
+        assert_eq!(db.get(&PackName::random(1)).into_value(), None);
+    }
+    let read = db.leaves_read() - before;
+    assert!(read <= 64, "{read} leaves for 64 values that are not there");
+    for name in early {
+        db.remove(name);
+        assert_eq!(db.get(name).into_value(), None);
+    }
+    let mut left = 0;
+    assert!(db.each(|_, value| left += u64::from(value.is_some())));
+    assert_eq!(left, 600 - 64);
+}
+
 /// Every chunk is found, by a glance or by the directory, and one that is not
 /// there is not; a second look-up in a pack keeps its directory.
 #[test]
