@@ -461,41 +461,64 @@ step_threads() {
     rm -rf "$store"
 }
 
-# A store of many chunks with a disk of 512 snapshots: what it takes to mount
-# it, and whether it is as fast as a small one.
+# What grows with the size of a store, the snapshots of a disk and the disks:
+# of a store of 1 GiB with one disk and one snapshot the same is measured as
+# of one with 512 snapshots, one with 512 disks and one of many chunks.
 step_scale() {
-    local scale=${SCALE:-} count what value mnt=$work/scale store=$work/scale.store
-    local -A small=() large=()
+    local scale=${SCALE:-} count what value label mnt=$work/scale store=$work/scale.store
+    local -A small=() snapshots=() disks=() large=()
     if [ -z "$scale" ]; then
         run cargo build --release --locked --example scale
         scale=$target/release/examples/scale
     fi
     run "$scale" "$store" 16384
     scale_figures small 16384
+    show_scale "16384 chunks" small
+    rm -rf "$store"
+    run "$scale" "$store" 16384 512
+    scale_figures snapshots 16384
+    show_scale "512 snapshots" snapshots
+    rm -rf "$store"
+    run "$scale" "$store" 16384 1 512
+    scale_figures disks 16384
+    show_scale "512 disks" disks
     rm -rf "$store"
     count=$(pick 16777216 1048576)
     timed "$scale" "$store" "$count" 512
     figure "making a store of $count chunks and 512 snapshots" "$TIMED_MS" ms
     scale_figures large "$count"
-    figure "mount with $count chunks" "${large[clean]}" ms most 1000
-    figure "mount with $count chunks after SIGKILL" "${large[killed]}" ms most 1000
-    # The cache of chunks, 48 MiB, is beside the 256.
-    figure "VmRSS with $count chunks after mounting" "${large[mounted]}" MiB most 304
-    figure "VmHWM with $count chunks after reads and look-ups" "${large[peak]}" MiB most 304
+    label="$count chunks and 512 snapshots"
+    show_scale "$label" large
     # The few real chunks of a small store are all in memory: nothing to
     # hold this against.
-    figure "cold read of a chunk, its pack's directory first, $count chunks, median" "${large[read]}" us
+    figure "$label: cold read of a chunk, median" "${large[read]}" us
     for what in known new mkdir; do
         case $what in
-            known) value="sealing 64 MiB that is stored already" ;;
-            new) value="sealing 64 MiB that is new" ;;
+            known) value="sealing 512 MiB that is stored already" ;;
+            new) value="sealing 512 MiB that is new" ;;
             mkdir) value="mkdir of a snapshot without fresh data" ;;
         esac
-        figure "$value, 16384 chunks, median" "${small[$what]}" us
-        figure "$value, $count chunks, median" "${large[$what]}" us
-        figure "$value, against 16384 chunks" "$(calculate "${large[$what]} / ${small[$what]}")" x most 1.1
+        figure "$label: $value, against 16384 chunks" "$(calculate "${large[$what]} / ${small[$what]}")" x most 1.1
     done
+    run rm -r "$store/index"
+    timed start_daemon "$mnt" "$snapdisk" mount -f "$store" "$mnt"
+    figure "$label: mount with the index gone" "$TIMED_MS" ms
+    figure "$label: VmHWM of the daemon that made it anew" "$(peak_mib "$DAEMON_PID")" MiB most 256
+    stop_daemon "$mnt" "$DAEMON_PID"
     rm -rf "$store"
+}
+
+# show_scale LABEL ARRAY: what scale_figures filled in.
+show_scale() {
+    local -n seen=$2
+    figure "$1: mount" "${seen[clean]}" ms most 1000
+    figure "$1: mount after SIGKILL" "${seen[killed]}" ms most 1000
+    # The cache of chunks, 48 MiB, is beside the 256.
+    figure "$1: VmRSS after mounting" "${seen[mounted]}" MiB most 304
+    figure "$1: VmHWM after reads and look-ups" "${seen[peak]}" MiB most 304
+    figure "$1: sealing 512 MiB that is new, median" "${seen[new]}" us
+    figure "$1: sealing 512 MiB that is stored already, median" "${seen[known]}" us
+    figure "$1: mkdir of a snapshot without fresh data, median" "${seen[mkdir]}" us
 }
 
 # Fills the caller's array of that name with what a store of so many chunks
@@ -511,11 +534,11 @@ scale_figures() {
     timed start_daemon "$mnt" "$snapdisk" mount -f "$store" "$mnt"
     found[killed]=$TIMED_MS pid=$DAEMON_PID
     found[mounted]=$(awk '/^VmRSS/ { printf "%.0f", $2 / 1024 }' "/proc/$pid/status")
-    new_disk "$mnt/looks" 64M
+    new_disk "$mnt/looks" 512M
     for what in known new; do
         times=()
         for round in 1 2 3; do
-            run tests/bench/deep.py "$what" "$mnt/looks/disk.img" "$real" 1024 "$round"
+            run tests/bench/deep.py "$what" "$mnt/looks/disk.img" "$real" 8192 "$round"
             run mkdir "$mnt/looks/.snapshots/$what-$round"
             timed wait_ready "$mnt/looks/.snapshots/$what-$round"
             times+=("$((TIMED_MS * 1000))")
