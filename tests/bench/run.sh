@@ -596,7 +596,9 @@ main_pid=$DAEMON_PID
 run "$snapdisk" set "$mnt" max_manual_snapshots=1024 max_snapshots=1024
 for step in "${steps[@]}"; do
     echo "=== $step"
+    step_start=$SECONDS
     "step_$step"
+    echo "=== $step took $((SECONDS - step_start)) s"
     case $step in
         fio | pause | steady | clone | seal | delete) figure "VmHWM of the daemon after $step" "$(peak_mib "$main_pid")" MiB most 300 ;;
     esac
