@@ -398,7 +398,7 @@ impl Disk {
             if layer.broken().is_some() {
                 continue;
             }
-            match layer.settle_end() {
+            match layer.settle_end(&self.engine.sealed) {
                 // What is behind the end lies in a lost segment.
                 Err(error @ Error::Damaged { .. }) => {
                     tracing::error!("layer {}: {error}", layer.id);
@@ -530,7 +530,16 @@ impl Disk {
         let named = unsealed(&record);
         // Until it is known which of the two is on disk, both count.
         self.durable_layers.lock().extend(named.iter().copied());
-        self.engine.manifests.replace(&record)?;
+        let replaced = self.engine.manifests.replace(&record);
+        if let Err(error @ Error::MetadataUnknown { .. }) = &replaced {
+            // What is written from now on would be in a head that the
+            // manifest on disk may not name (invariant 1).
+            let head = |live: &Option<Live>| live.as_ref().map(|live| live.head.id);
+            if head(&next.live) != head(&self.state.read().live) {
+                self.poison(error);
+            }
+        }
+        replaced?;
         Ok(named)
     }
 
@@ -649,7 +658,7 @@ impl Disk {
         }
     }
 
-    fn poison(&self, error: &Error) {
+    pub(crate) fn poison(&self, error: &Error) {
         if self.poisoned.set(error.to_string()).is_ok() {
             let event = Event::new(What::Stopped).disk(self.name());
             self.engine.events.note(event.reason(error.to_string()));
@@ -700,15 +709,21 @@ impl Layers {
         for (name, source) in layer.sources() {
             let source = source.settled();
             self.add_below(&source);
-            if let (GraftSource::Layer(id), Below::Root(root)) = (name, &source)
+            let root = match &source {
+                Below::Root(root) => Some((root.id, root.root.size)),
+                // It cannot be read now, which may pass.
+                Below::Lost(lost) => Some((lost.id, 0)),
+                Below::Empty | Below::Layer(_) => None,
+            };
+            if let (GraftSource::Layer(id), Some((root, size))) = (name, root)
                 && self.seen.insert(id)
             {
                 // Its files are gone; the log that names it is not.
                 self.records.push(LayerRecord {
                     id,
                     base: BaseRecord::Empty,
-                    size: root.root.size,
-                    root: Some(root.id),
+                    size,
+                    root: Some(root),
                     key_id: 0,
                 });
             }

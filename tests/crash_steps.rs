@@ -607,3 +607,63 @@ fn a_segment_that_an_earlier_run_made_keeps_its_name() {
     assert_eq!(read.expect("it can be read").waited(), CHUNK);
     assert!(bytes == [2; CHUNK], "what was acknowledged is there");
 }
+
+/// Found by the model: a disk's last block was shown by a clone's reference
+/// when the manifest that said how long the disk is by now was on disk and
+/// the log that said so was not. Recovery cut the layer off there, and sealing
+/// copied the reference: what the source has behind that place showed when
+/// the disk had grown.
+#[test]
+fn what_a_reference_has_behind_the_end_stays_hidden() {
+    const SIZE: usize = 14 * CHUNK + 13864;
+    let index = memory_dir();
+    let files = new_files();
+    {
+        let store = open_files(&files, index.path()).expect("it opens");
+        let from = make(&store, "from").expect("a disk");
+        write(&from, 0, &Random(1).bytes(15 * CHUNK + 75)).expect("a write");
+        take_of(&from, "base").expect("a snapshot");
+        wait_sealed(&from);
+        let web = make(&store, "web").expect("a disk");
+        let source = Source::Snapshot(from.clone(), from.snapshot("base").expect("it was taken"));
+        let copied = web.copy_range(&source, 0, 0, 15 * CHUNK as u64);
+        assert_eq!(copied.expect("a clone"), 15 * CHUNK as u64);
+        store.close().expect("closing");
+    }
+    let mut named = 0;
+    for effects in 0.. {
+        let files = files.fork();
+        let store = open_files(&files, index.path()).expect("it opens");
+        let web = disk(&store, "web");
+        web.truncate(5 * CHUNK as u64, false).expect("it is cut");
+        let at = SIZE - 9768;
+        web.write(at as u64, &Random(2).bytes(9768), Wait::Yes)
+            .expect("a write");
+        files.stop_after(effects);
+        let through = take_of(&web, "late").is_ok();
+        files.stop();
+        drop((web, store));
+        let left = files.crash_losing_all();
+        let store = open_files(&left, index.path()).expect("it opens after the crash");
+        let web = disk(&store, "web");
+        let size = web.live().map_or(0, |live| live.size);
+        named += u64::from(size == SIZE as u64);
+        web.truncate(16 * CHUNK as u64, false).expect("it grows");
+        take_of(&web, "longer").expect("a snapshot");
+        wait_sealed(&web);
+        let mut behind = vec![1; 16 * CHUNK - size as usize];
+        let read = web.read(size, &mut behind, Wait::Yes);
+        assert_eq!(read.expect("it is read").waited(), behind.len());
+        let is_zero = behind.iter().all(|byte| *byte == 0);
+        assert!(is_zero, "stopped after {effects}, cut at {size}");
+        assert_sound(&store, "after it had grown");
+        store.close().expect("closing");
+        if through {
+            break;
+        }
+    }
+    assert!(
+        named > 0,
+        "no crash came when only the manifest said its size"
+    );
+}

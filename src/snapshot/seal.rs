@@ -188,6 +188,15 @@ impl<'a> SealPass<'a> {
         for (range, graft) in plan.grafts {
             changes.insert(range, self.grafted(layer, graft)?);
         }
+        // Behind the end of a map's last chunk are zeros, which its source may
+        // not have.
+        let (last, inside) = (plan.size / unit, plan.size % unit);
+        if inside > 0
+            && let Some((_, Change::Copy { from, start })) = changes.get(last)
+            && from.root.size > start * unit + inside
+        {
+            changes.insert(last..last + 1, Change::Read);
+        }
         for (range, state) in plan.touched {
             let change = match state {
                 Some(BlockState::Zero) => Change::Clear,

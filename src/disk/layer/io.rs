@@ -473,7 +473,7 @@ impl Layer {
     /// write may have left something that never was acknowledged: blocks
     /// whose record reached the log when the size did not, and the rest of
     /// the last block. It would show when the disk grows.
-    pub fn settle_end(&self) -> Result<()> {
+    pub fn settle_end(&self, sealed: &Sealed) -> Result<()> {
         let size = self.size();
         let first = size.div_ceil(BLOCK);
         let is_clear = {
@@ -486,7 +486,36 @@ impl Layer {
         if !is_clear {
             self.cut_to(size);
         }
-        self.clear_rest(size)
+        self.clear_rest(size)?;
+        self.own_end(sealed, size)
+    }
+
+    /// Makes the block that `size` lies in the layer's own, with zeros behind
+    /// the end, if a graft shows it: what the graft has there would show when
+    /// the disk grows. What cannot be read stays; a seal will not get by it.
+    fn own_end(&self, sealed: &Sealed, size: u64) -> Result<()> {
+        let (block, inside) = (size / BLOCK, (size % BLOCK) as usize);
+        let is_grafted = {
+            let content = self.content.read();
+            content.presence.state(block) == BlockState::Absent
+                && content.grafts.get(block / self.chunk_blocks).is_some()
+        };
+        if inside == 0 || !is_grafted {
+            return Ok(());
+        }
+        let mut bytes = [0; BLOCK as usize];
+        let read = self.read(sealed, block * BLOCK, &mut bytes[..inside], Wait::Yes);
+        if let Err(error) = read {
+            tracing::warn!("layer {}: the end of it: {error}", self.id);
+            return Ok(());
+        }
+        self.cleared.store(true, Ordering::SeqCst);
+        self.write_data(block * BLOCK, &bytes)?;
+        let mut content = self.content.write();
+        content.presence.set(block..block + 1, BlockState::Data);
+        content.note(Record::Data(block..block + 1));
+        self.changes.fetch_add(1, Ordering::SeqCst);
+        Ok(())
     }
 
     fn cut_to(&self, size: u64) {
