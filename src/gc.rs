@@ -134,6 +134,9 @@ impl From<SweepReport> for GcReport {
 impl Store {
     /// Every root that something reaches, each with words on what does.
     pub(crate) fn roots(&self) -> HashMap<ChunkId, (Arc<SealedRoot>, Vec<String>)> {
+        // No layer goes while this looks: what a disk has handed over and is
+        // not its own any more is found among the layers then.
+        let _settling = self.engine.settling.read();
         let mut roots: HashMap<ChunkId, (Arc<SealedRoot>, Vec<String>)> = HashMap::new();
         let mut add = |below: &Below, is_view: bool, what: &dyn Fn() -> String| {
             if let Below::Root(root) = below.settled() {
@@ -190,7 +193,11 @@ impl Store {
         self.check_deletable()?;
         let keep_going = || !self.engine.closing.load(Ordering::SeqCst);
         drop(self.publishing.lock());
-        let run = self.chunks().sweep_begin()?;
+        let engine = self.engine.clone();
+        let run = self
+            .chunks()
+            .sweep_begin()?
+            .asking_for_room(move |bytes| engine.capacity.has_room_for_work(bytes));
         let roots = self.roots();
         let salt = crate::time::now_ns() as u64;
         let mut live = LiveSet::new(self.chunks().stats().chunks, salt);

@@ -338,7 +338,7 @@ fn fetch_back(
     let named: HashSet<LayerId> = records
         .iter()
         .flat_map(|disk| &disk.layers)
-        .filter(|layer| layer.root.is_none() && !there.contains_key(&layer.id))
+        .filter(|layer| layer.root.is_none())
         .map(|layer| layer.id)
         .collect();
     let mut fetched = false;
@@ -347,6 +347,10 @@ fn fetch_back(
             && named.contains(&id)
         {
             let home = Path::new(layer::DIRECTORY).join(&name);
+            // A crash may have come when some were aside and some not yet.
+            if files.open(&home, false).is_ok() {
+                continue;
+            }
             files
                 .rename(&Path::new(ASIDE).join(&name), &home)
                 .map_err(Error::io("fetching back", name))?;

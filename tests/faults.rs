@@ -15,7 +15,9 @@ use common::bytes::Random;
 use common::faulty::{Call, Fault, FaultyFiles};
 use common::library::*;
 use snapdisk::disk::{Disk, Wait};
+use snapdisk::files::Files;
 use snapdisk::progress::Quiet;
+use snapdisk::store::{Options, Store};
 use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::Arc;
@@ -337,5 +339,129 @@ fn a_failed_flush_is_final_until_the_store_is_opened_again() {
         }
         write(&a, CHUNK, &fresh).expect("it can be written again");
         store.close().expect("closing");
+    }
+}
+
+/// Invariants 1, 2 and 6: an error that the kernel tells while data is pushed
+/// out ahead of a snapshot, and does not tell again, is as final as that of a
+/// sync; so is one ahead of a pack's sync.
+#[test]
+fn a_failed_write_back_is_final_until_the_store_is_opened_again() {
+    let home = memory_dir();
+    let files = new_files();
+    let store = open_files(&files, home.path()).expect("it opens");
+    let a = make(&store, "a").expect("a disk");
+    let old = Random(1).bytes(20 << 20);
+    write(&a, 0, &old).expect("acknowledged");
+    take_of(&a, "old").expect("a snapshot");
+    wait_all_sealed(&store);
+    // More than a snapshot leaves to its sync.
+    let new = Random(2).bytes(20 << 20);
+    a.write(0, &new, Wait::Yes).expect("a write");
+    let fault = |path: &str| Fault {
+        call: Call::WriteBack,
+        path: path.into(),
+        errno: libc::EIO,
+        after: 0,
+        times: 1,
+    };
+    files.fail(fault(".0000"));
+    take_of(&a, "new").expect_err("pushing out failed");
+    assert_eq!(files.hits(), 1, "one call failed");
+    for _ in 0..2 {
+        take_of(&a, "new").expect_err("a later snapshot must not lie");
+        a.flush().expect_err("a later flush must not lie");
+    }
+    drop((a, store));
+    // With packs of which some is written ahead of a sync.
+    let large = Options {
+        pack_bytes: 32 << 20,
+        ..options()
+    };
+    let again: Arc<dyn Files> = Arc::new(files.clone());
+    let store = Store::open_in(again, home.path(), large, &Quiet).expect("it opens again");
+    let a = disk(&store, "a");
+    let mut found = vec![0; old.len()];
+    a.read(0, &mut found, Wait::Yes).expect("it answers again");
+    let is_old_or_new = (found.chunks(512).zip(old.chunks(512)))
+        .zip(new.chunks(512))
+        .all(|((found, old), new)| found == old || found == new);
+    assert!(is_old_or_new, "what was acknowledged is there");
+
+    // The pack that the seal writes is in doubt, and the layer stays.
+    files.mend();
+    files.fail(fault("packs/"));
+    write(&a, 0, &Random(3).bytes(20 << 20)).expect("a write");
+    let content = {
+        take_of(&a, "unsealed").expect("a snapshot");
+        common::wait_until("sealing has failed", || {
+            store.chunks().check_poison().is_err()
+        });
+        hash(&a)
+    };
+    drop((a, store));
+    let store = open_files(&files.crash_losing_all(), home.path()).expect("it opens again");
+    let a = disk(&store, "a");
+    assert_eq!(hash(&a), content, "the live image");
+    wait_all_sealed(&store);
+    assert_eq!(hash(&a), content, "the live image, sealed");
+    store.close().expect("closing");
+}
+
+fn hash(disk: &Arc<Disk>) -> blake3::Hash {
+    let mut bytes = vec![0; 20 << 20];
+    disk.read(0, &mut bytes, Wait::Yes).expect("it is read");
+    blake3::hash(&bytes)
+}
+
+/// Invariants 1 and 3: when a rollback, a removal or a snapshot ends with the
+/// metadata unknown, nothing is acknowledged any more that the manifest on
+/// disk may not know of.
+#[test]
+fn nothing_is_acknowledged_on_a_head_that_may_not_be_named() {
+    let home = memory_dir();
+    let (files, _) = sample(home.path());
+    type Operation = fn(&Arc<Disk>) -> snapdisk::error::Result<()>;
+    let operations: [(&str, Operation); 3] = [
+        ("a rollback", |disk| disk.rollback("base", false).map(drop)),
+        ("a removal", |disk| disk.drop_image()),
+        ("a snapshot", |disk| take_of(disk, "late")),
+    ];
+    for (what, operation) in operations {
+        let mut failed = 0;
+        // Each sync of the manifests' directory that it needs.
+        for after in 0..4 {
+            let files = files.fork();
+            let store = open_files(&files, home.path()).expect("it opens");
+            let a = disk(&store, "a");
+            write(&a, 0, &Random(8).bytes(CHUNK)).expect("acknowledged");
+            files.fail(Fault {
+                call: Call::SyncDir,
+                path: "manifests".into(),
+                errno: libc::EIO,
+                after,
+                times: 1,
+            });
+            failed += u64::from(operation(&a).is_err());
+            let fresh = Random(9 + after).bytes(CHUNK);
+            // Also where the image ended before.
+            let size = a.live().map_or(0, |live| live.size);
+            let acknowledged = [0, size].map(|at| write(&a, at as usize, &fresh).is_ok());
+            drop((a, store));
+            files.mend();
+            // The power does not fail: what was renamed is there.
+            let store = open_files(&files, home.path()).expect("it opens again");
+            let a = disk(&store, "a");
+            for (at, acknowledged) in [0, size].into_iter().zip(acknowledged) {
+                let mut found = vec![0; CHUNK];
+                let read = a.read(at, &mut found, Wait::Yes).map(|read| read.waited());
+                let is_there = read.is_ok_and(|read| read == CHUNK) && found == fresh;
+                assert!(
+                    is_there || !acknowledged,
+                    "{what}, {after}: what was acknowledged at {at} is gone"
+                );
+            }
+        }
+        assert!(failed > 0, "{what} was never refused");
     }
 }

@@ -238,6 +238,7 @@ impl Backend for LocalBackend {
             len: head.len() as u64,
             given: 0,
             named: false,
+            broken: None,
         }))
     }
 
@@ -339,6 +340,8 @@ struct LocalAppender {
     given: u64,
     /// Whether the name is on disk.
     named: bool,
+    /// Why what was appended may not be what is on disk.
+    broken: Option<String>,
 }
 
 impl Appender for LocalAppender {
@@ -357,17 +360,21 @@ impl Appender for LocalAppender {
         if self.len - self.given >= WRITE_BACK_BYTES {
             let from = std::mem::replace(&mut self.given, self.len);
             let given = self.file.write_back(from, self.len - from, false);
-            // A hint: what it means, the next sync says.
+            // The kernel says an error once: the next sync may not hear it.
             if let Err(error) = given {
-                tracing::debug!("starting to write {}: {error}", self.key);
+                self.broken = Some(error.to_string());
             }
         }
         Ok(())
     }
 
     fn sync(&mut self) -> Result<()> {
-        self.file
-            .sync_data()
+        let written_back = match &self.broken {
+            None => Ok(()),
+            Some(cause) => Err(io::Error::other(cause.clone())),
+        };
+        written_back
+            .and_then(|()| self.file.sync_data())
             .map_err(Error::io("syncing", &self.key))?;
         if !self.named {
             self.files

@@ -26,9 +26,14 @@ pub struct Salvaged {
 }
 
 impl ChunkStore {
-    /// Sets packs apart: no sweep judges them.
+    /// Sets packs apart: no sweep judges them, and nothing is taken for
+    /// being there because they have it.
     pub fn set_apart(&self, packs: impl IntoIterator<Item = PackName>) {
-        *self.apart.lock() = packs.into_iter().collect();
+        let packs: HashSet<PackName> = packs.into_iter().collect();
+        for number in packs.iter().filter_map(|name| self.index.number(name)) {
+            self.index.mark_damaged(number);
+        }
+        *self.apart.lock() = packs;
     }
 
     /// Packs that no sweep judges.

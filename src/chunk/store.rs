@@ -287,7 +287,7 @@ impl ChunkStore {
 
     /// Any error of a sync, and any of a write but "no space", ends writing
     /// (invariant 6).
-    fn poisoned_by(&self, error: Error) -> Error {
+    pub(super) fn poisoned_by(&self, error: Error) -> Error {
         let mut poison = self.poison.lock();
         if poison.is_none() {
             tracing::error!("nothing more is written to packs: {error}");
@@ -360,13 +360,16 @@ impl ChunkStore {
     }
 
     /// Makes what is in the open pack durable and findable through the index.
-    fn sync_pack(&self, writing: &mut Writing, closed: bool) -> Result<()> {
+    fn sync_pack(&self, writing: &mut Writing) -> Result<()> {
         // Whatever a failed sync left in doubt stays so.
         self.check_poison()?;
-        if writing.pack.is_synced() && writing.published == writing.pack.entries().len() && !closed
-        {
+        if writing.pack.is_synced() && writing.published == writing.pack.entries().len() {
             return Ok(());
         }
+        self.publish_pack(writing, false)
+    }
+
+    fn publish_pack(&self, writing: &mut Writing, closed: bool) -> Result<()> {
         writing
             .pack
             .sync()
@@ -405,7 +408,8 @@ impl ChunkStore {
             }
             Err(error) => return Err(self.poisoned_by(error)),
         };
-        self.sync_pack(writing, closed)?;
+        // Also without its trailer it may have got longer.
+        self.publish_pack(writing, closed)?;
         writer.writing = None;
         *self.open.write() = None;
         Ok(())
@@ -416,7 +420,7 @@ impl ChunkStore {
         let mut writer = self.writer.lock();
         self.check_poison()?;
         match &mut writer.writing {
-            Some(writing) if concerns(writing.number) => self.sync_pack(writing, false),
+            Some(writing) if concerns(writing.number) => self.sync_pack(writing),
             _ => Ok(()),
         }
     }

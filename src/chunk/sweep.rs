@@ -55,7 +55,12 @@ pub struct SweepRun {
     pub(super) store: Arc<ChunkStore>,
     /// Closed before it began.
     candidates: Vec<(PackNumber, PackInfo)>,
+    /// Whether copies of so many bytes have room.
+    room: Option<Box<Room>>,
 }
+
+/// See [`SweepRun::asking_for_room`].
+type Room = dyn Fn(u64) -> Result<bool> + Send + Sync;
 
 impl fmt::Debug for SweepRun {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -109,6 +114,7 @@ impl ChunkStore {
         Ok(SweepRun {
             store: Arc::clone(self),
             candidates,
+            room: None,
         })
     }
 }
@@ -120,6 +126,16 @@ impl Drop for SweepRun {
 }
 
 impl SweepRun {
+    /// Asks before it copies so many bytes whether they have room; it ends as
+    /// on a full disk where they have not.
+    pub fn asking_for_room(
+        mut self,
+        room: impl Fn(u64) -> Result<bool> + Send + Sync + 'static,
+    ) -> SweepRun {
+        self.room = Some(Box::new(room));
+        self
+    }
+
     /// Deletes packs without live chunks and compacts those that are mostly
     /// dead, very small with something dead in them, or small beside other
     /// small ones. `is_live` must be true for every chunk that a manifest, an
@@ -287,7 +303,10 @@ impl SweepRun {
         }
         // After an error the file may be there or not. It stays hidden, so
         // that nobody relies on it.
-        self.store.backend.delete(&name.key())?;
+        self.store
+            .backend
+            .delete(&name.key())
+            .map_err(|error| self.store.poisoned_by(error))?;
         self.store.index.remove(number);
         Ok(true)
     }
@@ -311,6 +330,12 @@ impl SweepRun {
             }) {
                 bytes += pack.live_bytes;
                 group.push(pack);
+            }
+            if let Some(has_room) = &self.room
+                && !has_room(bytes)?
+            {
+                report.no_space = true;
+                return Ok(());
             }
             match self.compact_group(&group, copying, is_live, keep_going) {
                 Ok(None) => {

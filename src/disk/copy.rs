@@ -53,6 +53,7 @@ impl Disk {
         if let Some(snapshot) = self.imported() {
             return Ok(snapshot.base());
         }
+        self.check_poisoned()?;
         let meta = self.meta.lock();
         let head = self
             .head()
@@ -116,12 +117,23 @@ impl Disk {
         let mut done = 0;
         while done < len {
             let want = (len - done).min(COPY_PIECE) as usize;
-            let read = source.read(from + done, &mut buf[..want])?;
-            if read == 0 {
-                break;
+            let copied = source
+                .read(from + done, &mut buf[..want])
+                .and_then(|read| match read {
+                    0 => Ok(0),
+                    _ => {
+                        let written = self.write(to + done, &buf[..read], Wait::Yes)?;
+                        written.waited();
+                        Ok(read)
+                    }
+                });
+            match copied {
+                Ok(0) => break,
+                Ok(copied) => done += copied as u64,
+                // What was copied is told first: the kernel drops its pages.
+                Err(_) if done > 0 => break,
+                Err(error) => return Err(error),
             }
-            self.write(to + done, &buf[..read], Wait::Yes)?.waited();
-            done += read as u64;
         }
         Ok(done)
     }
@@ -139,6 +151,16 @@ impl Disk {
         if let Below::Lost(lost) = &base {
             return Err(lost.error());
         }
+        // The source may have grown since its size was looked at.
+        let whole = len;
+        let len = match len.is_multiple_of(unit) || base.size() == Some(from + len) {
+            true => len,
+            false => len - len % unit,
+        };
+        if len == 0 {
+            // Nothing of it can be shared.
+            return self.copy_bytes(source, from, to, whole);
+        }
         let meta = self.meta.lock();
         if let Below::Layer(layer) = &base
             && !self.durable_layers.lock().contains(&layer.id)
@@ -155,8 +177,9 @@ impl Disk {
         let last = (chunks.end * blocks).min(MAX_BLOCK);
         let _range = self.ranges.lock(chunks.start * blocks..last);
         let head = self.enter()?;
-        head.graft(chunks, &base, from / unit)?;
+        // In this order: a log may have the first of two records only.
         head.grow(to + len);
+        head.graft(chunks, &base, from / unit)?;
         self.changed(&head);
         Ok(len)
     }

@@ -1,7 +1,7 @@
 //! Making, dropping, freezing and replacing the live image.
 
 use super::layer::{BLOCK, MAX_BLOCK};
-use super::opens::What as Opening;
+use super::opens::{SnapshotKeptClosed, What as Opening};
 use super::ranges::RangeGuard;
 use super::*;
 use crate::events::By;
@@ -693,6 +693,12 @@ impl Disk {
 
     pub(crate) fn is_snapshot_open(&self, number: u32) -> bool {
         self.opens.count(Opening::Snapshot(number)) > 0
+    }
+
+    /// Keeps a snapshot closed as long as the answer lives; None if it is
+    /// open. The caller holds `meta`.
+    pub(crate) fn keep_snapshot_closed(&self, number: u32) -> Option<SnapshotKeptClosed<'_>> {
+        self.opens.keep_snapshot_closed(number)
     }
 
     /// Whether a snapshot is closed, after a wait for a close on its way.

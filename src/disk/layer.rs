@@ -18,7 +18,7 @@ use crate::files::{File, Files};
 use crate::manifest::LayerId;
 use crate::range_map::{RangeMap, Shift};
 use parking_lot::{Condvar, Mutex, RwLock};
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, Ordering};
@@ -80,7 +80,7 @@ impl Below {
     }
 
     /// Bytes that it has; None if that is not known.
-    fn size(&self) -> Option<u64> {
+    pub(super) fn size(&self) -> Option<u64> {
         match self {
             Below::Empty => Some(0),
             Below::Root(root) => Some(root.root.size),
@@ -213,6 +213,8 @@ pub struct Layer {
     seal_done: AtomicU64,
     /// Why sealing cannot go on, once it is known.
     pub(crate) unsealable: OnceLock<String>,
+    /// A sync has taken a graft from what waits, and has not ended.
+    syncing_graft: AtomicBool,
 }
 
 /// Counts its holder into a layer; drop it when the operation is over.
@@ -344,6 +346,7 @@ impl Layer {
             seal_work: AtomicU64::new(0),
             seal_done: AtomicU64::new(0),
             unsealable: OnceLock::new(),
+            syncing_graft: AtomicBool::new(false),
         }
     }
 
@@ -439,19 +442,28 @@ impl Layer {
         Ok(lost)
     }
 
-    /// Whether it cannot be sealed, or lies over one that cannot.
+    /// Whether it cannot be sealed, or lies over one that cannot, or shows
+    /// something of one.
     pub fn is_stuck(&self) -> bool {
-        if self.unsealable.get().is_some() || self.broken.is_some() {
-            return true;
-        }
-        let mut below = self.below().settled();
-        while let Below::Layer(layer) = below {
-            if layer.unsealable.get().is_some() || layer.broken.is_some() {
-                return true;
+        let mut seen = HashSet::from([self.id]);
+        let mut next = Vec::new();
+        let mut look = |layer: &Layer| {
+            let sources = layer.sources().into_iter().map(|(_, source)| source);
+            for below in sources.chain([layer.below()]) {
+                match below.settled() {
+                    Below::Layer(below) if seen.insert(below.id) => next.push(below),
+                    Below::Lost(_) => return (true, None),
+                    _ => {}
+                }
             }
-            below = layer.below().settled();
+            let is_stuck = layer.unsealable.get().is_some() || layer.broken.is_some();
+            (is_stuck, next.pop())
+        };
+        let (mut is_stuck, mut layer) = look(self);
+        while let (false, Some(below)) = (is_stuck, layer) {
+            (is_stuck, layer) = look(&below);
         }
-        matches!(below, Below::Lost(_))
+        is_stuck
     }
 
     /// Whether it has to be synced before a manifest may say how long it is.
@@ -726,11 +738,11 @@ impl Layer {
         }
     }
 
-    /// Whether a graft waits for the next sync.
+    /// Whether a graft waits for the next sync, or for the end of the one that
+    /// is under way.
     pub fn has_pending_graft(&self) -> bool {
         let content = self.content.read();
-        let mut pending = content.pending.iter();
-        pending.any(|record| matches!(record, Record::Graft { .. }))
+        self.syncing_graft.load(Ordering::SeqCst) || content.pending.iter().any(is_graft)
     }
 
     /// Records that wait for the next sync.
@@ -782,17 +794,20 @@ impl Layer {
         let was_frozen = self.is_frozen() && *self.writers.lock() == 0;
         // A graft must not be on disk before what it shows is.
         for (_, source) in self.sources() {
-            if let Below::Layer(layer) = source
-                && layer.sealed.get().is_none()
-                && !layer.is_clean()
-            {
-                layer.sync()?;
+            if let Below::Layer(layer) = source {
+                layer.sync_chain()?;
             }
         }
         let cleared = self.cleared.swap(false, Ordering::SeqCst);
         // Records are taken before the data is synced: what is appended
         // below speaks only of data that the sync covered.
-        let mut records = std::mem::take(&mut self.content.write().pending);
+        let mut records = {
+            let mut content = self.content.write();
+            let records = std::mem::take(&mut content.pending);
+            let has_graft = records.iter().any(is_graft);
+            self.syncing_graft.store(has_graft, Ordering::SeqCst);
+            records
+        };
         let modified = self.modified_ns();
         if modified != self.logged_modified_ns.load(Ordering::Relaxed) && !records.is_empty() {
             records.push(Record::Modified(modified));
@@ -805,13 +820,35 @@ impl Layer {
             let mut content = self.content.write();
             records.append(&mut content.pending);
             content.pending = records;
+            self.syncing_graft.store(false, Ordering::SeqCst);
             return Err(error);
         }
+        self.syncing_graft.store(false, Ordering::SeqCst);
         self.logged_modified_ns.store(modified, Ordering::Relaxed);
-        if was_frozen {
+        // Whoever syncs a disk goes down to the first clean layer.
+        let rests_on_clean = match self.below() {
+            Below::Layer(below) => below.is_clean(),
+            Below::Empty | Below::Root(_) | Below::Lost(_) => true,
+        };
+        if was_frozen && rests_on_clean {
             self.clean.store(true, Ordering::SeqCst);
         }
         Ok(())
+    }
+
+    /// Syncs it and every layer below it that is not clean yet, the lowest
+    /// first.
+    fn sync_chain(self: &Arc<Layer>) -> Result<()> {
+        let mut chain = Vec::new();
+        let mut next = Below::Layer(self.clone()).settled();
+        while let Below::Layer(layer) = next {
+            if layer.is_clean() {
+                break;
+            }
+            next = layer.below();
+            chain.push(layer);
+        }
+        chain.iter().rev().try_for_each(|layer| layer.sync())
     }
 
     fn sync_segments(&self) -> Result<()> {
@@ -860,7 +897,9 @@ impl Layer {
     }
 
     /// Pushes dirty data towards the disk in pieces, so that a sync that
-    /// follows is short and no writer meets a long queue.
+    /// follows is short and no writer meets a long queue. An error is final:
+    /// the kernel says it once, and the sync would not learn of it (invariant
+    /// 6).
     pub fn write_back(&self) -> Result<()> {
         let segments: Vec<(u64, Arc<Segment>)> = self
             .segments
@@ -884,7 +923,8 @@ impl Layer {
                         (piece.end - piece.start) * BLOCK,
                         true,
                     )
-                    .map_err(Error::io("writing back", path()))?;
+                    .map_err(Error::io("writing back", path()))
+                    .inspect_err(|error| self.fail(error))?;
                 at = piece.end;
             }
         }
@@ -945,6 +985,10 @@ fn unlink(files: &dyn Files, path: &Path) -> Result<()> {
         }
         _ => Ok(()),
     }
+}
+
+fn is_graft(record: &Record) -> bool {
+    matches!(record, Record::Graft { .. })
 }
 
 /// Drops a file's cached pages and syncs it, so that what is read next is

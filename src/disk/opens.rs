@@ -1,7 +1,7 @@
 //! Who has what of a disk open.
 
 use parking_lot::{Condvar, Mutex};
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -23,6 +23,8 @@ struct Counts {
     open: HashMap<What, u64>,
     /// Nobody may open the live image meanwhile.
     closed: bool,
+    /// Snapshots that nobody may open meanwhile.
+    kept: HashSet<u32>,
 }
 
 /// The open files of a disk.
@@ -71,11 +73,28 @@ impl Drop for KeptClosed<'_> {
     }
 }
 
+/// Keeps a snapshot closed; it may be opened again when this is dropped.
+pub(crate) struct SnapshotKeptClosed<'a> {
+    opens: &'a Opens,
+    number: u32,
+}
+
+impl Drop for SnapshotKeptClosed<'_> {
+    fn drop(&mut self) {
+        self.opens.counts.lock().kept.remove(&self.number);
+    }
+}
+
 impl Opens {
-    /// Counts an open file; None while the live image is kept closed.
+    /// Counts an open file; None while it is kept closed.
     pub fn open(self: &Arc<Self>, what: &[What]) -> Option<Opened> {
         let mut counts = self.counts.lock();
-        if counts.closed && what.contains(&What::Live) {
+        let is_kept = |what: &What| match what {
+            What::Live => counts.closed,
+            What::LiveForWriting => false,
+            What::Snapshot(number) => counts.kept.contains(number),
+        };
+        if what.iter().any(is_kept) {
             return None;
         }
         let mut first = true;
@@ -111,6 +130,19 @@ impl Opens {
         }
     }
 
+    /// Keeps a snapshot closed; None if it is open. One at a time does.
+    pub fn keep_snapshot_closed(&self, number: u32) -> Option<SnapshotKeptClosed<'_>> {
+        let mut counts = self.counts.lock();
+        if counts.open.contains_key(&What::Snapshot(number)) {
+            return None;
+        }
+        counts.kept.insert(number);
+        Some(SnapshotKeptClosed {
+            opens: self,
+            number,
+        })
+    }
+
     /// Waits a little until the live image is closed, and keeps it so; None
     /// if it stays open.
     pub fn keep_closed(&self) -> Option<KeptClosed<'_>> {
@@ -123,5 +155,26 @@ impl Opens {
         }
         counts.closed = true;
         Some(KeptClosed(self))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A snapshot that is being deleted is opened by nobody, and one that is
+    /// open is not kept closed.
+    #[test]
+    fn a_snapshot_is_open_or_kept_closed() {
+        let opens = Arc::new(Opens::default());
+        let open = |number| opens.open(&[What::Snapshot(number)]);
+        let kept = opens.keep_snapshot_closed(3).expect("nobody has it open");
+        assert!(open(3).is_none());
+        let other = open(4).expect("another one");
+        drop(kept);
+        let opened = open(3).expect("it may be opened again");
+        assert!(opens.keep_snapshot_closed(3).is_none());
+        drop((opened, other));
+        assert!(opens.keep_snapshot_closed(3).is_some());
     }
 }

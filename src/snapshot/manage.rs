@@ -72,7 +72,7 @@ impl Disk {
         if let Some(head) = self.head()
             && head.data_bytes() > PUSH_OUT
         {
-            head.write_back()?;
+            head.write_back().inspect_err(|error| self.poison(error))?;
         }
         Ok(())
     }
@@ -141,8 +141,11 @@ impl Disk {
         if !check(&snapshot) {
             return Ok(false);
         }
+        // Something may have been copied from it since.
+        self.engine.sync_grafts()?;
+        let kept_closed = self.keep_snapshot_closed(snapshot.number);
         let mut held = self.held_by(&snapshot);
-        if !closed && held.is_empty() {
+        if (!closed || kept_closed.is_none()) && held.is_empty() {
             held.push("it is open, or mounted as a loop device".into());
         }
         if !held.is_empty() {

@@ -78,6 +78,13 @@ impl Store {
             .find(|group| group.record.name == name)
     }
 
+    /// Writes a group's record in place of one that cannot be read.
+    pub(crate) fn put_group(&self, record: GroupRecord) -> Result<()> {
+        self.engine.manifests.replace_unreadable(&record)?;
+        self.groups.lock().insert(record.id, record);
+        Ok(())
+    }
+
     /// The group of that number.
     pub fn group_by_number(&self, number: u32) -> Option<Group> {
         self.groups()
@@ -254,9 +261,14 @@ impl Store {
             found.members.iter().map(|(disk, _)| disk.clone()).collect();
         disks.sort_by_key(|disk| disk.number());
         let metas: Vec<_> = disks.iter().map(|disk| disk.lock_meta()).collect();
+        // Something may have been copied from them since.
+        self.engine.sync_grafts()?;
         let found = self.group_of(found.record);
         let mut held = open;
+        let mut kept_closed = Vec::new();
         for (disk, snapshot) in &found.members {
+            // One that is open is among what holds it.
+            kept_closed.extend(disk.keep_snapshot_closed(snapshot.number));
             let why = disk.held_by(snapshot);
             if !why.is_empty() {
                 snapshot.touch();

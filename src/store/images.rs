@@ -129,7 +129,12 @@ impl Store {
     pub fn remove_image(&self, name: &str) -> Result<()> {
         self.engine.sync_grafts()?;
         let _naming = self.naming.lock();
-        self.remove_image_named(name)?;
+        self.remove_image_named(name)
+    }
+
+    /// Removes an image; from then on its space is won back.
+    fn remove_image_named(&self, name: &str) -> Result<()> {
+        self.forget_image(name)?;
         let event = Event::new(What::ImageRemoved).image(name);
         self.engine.events.note(event);
         self.engine.work.raise(|work| {
@@ -139,7 +144,7 @@ impl Store {
         Ok(())
     }
 
-    fn remove_image_named(&self, name: &str) -> Result<()> {
+    fn forget_image(&self, name: &str) -> Result<()> {
         match self.find_image(name)? {
             Image::Link { disk, snapshot, .. } => {
                 let meta = disk.lock_meta();
@@ -167,6 +172,10 @@ impl Store {
     /// Renames an image; one of the new name is replaced unless
     /// `no_replace`.
     pub fn rename_image(&self, from: &str, to: ImageName, no_replace: bool) -> Result<()> {
+        if self.image(to.as_str()).is_some() {
+            // As before any other removal.
+            self.engine.sync_grafts()?;
+        }
         let _naming = self.naming.lock();
         let image = self.find_image(from)?;
         if from == to.as_str() {

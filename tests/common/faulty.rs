@@ -34,6 +34,8 @@ pub enum Call {
     Punch,
     /// `sync_data`.
     Sync,
+    /// `write_back`.
+    WriteBack,
     /// `rename`.
     Rename,
     /// `unlink`.
@@ -47,7 +49,7 @@ pub enum Call {
 impl Call {
     /// Whether it changes what is on disk.
     fn is_effect(self) -> bool {
-        !matches!(self, Call::Open | Call::Read | Call::List)
+        !matches!(self, Call::Open | Call::Read | Call::List | Call::WriteBack)
     }
 }
 
@@ -750,7 +752,14 @@ impl File for FaultyFile {
     }
 
     fn write_back(&self, _: u64, _: u64, _: bool) -> io::Result<()> {
-        Ok(())
+        let mut state = self.files.state();
+        let entered = state.enter(Call::WriteBack, &self.path);
+        if entered.is_err() && !state.stopped {
+            // Told here, and not again at the next sync.
+            let inode = state.inodes.get_mut(&self.id).expect("an open file");
+            inode.pending.clear();
+        }
+        entered
     }
 
     fn drop_cache(&self) -> io::Result<()> {

@@ -142,6 +142,29 @@ fn a_pin_alive_at_any_time_of_a_run_protects_its_pack() -> Result<()> {
     Ok(())
 }
 
+/// Invariant 7: without room for the copies nothing is copied, and packs in
+/// which nothing is live go all the same.
+#[test]
+fn without_room_for_copies_only_dead_packs_go() -> Result<()> {
+    let mut fixture = Fixture::new();
+    let (store, _) = fixture.open()?;
+    put(&store, 0..60)?;
+    store.rotate()?;
+    let ids = put(&store, 60..120)?;
+    store.rotate()?;
+    let live: HashSet<&ChunkId> = ids[..20].iter().collect();
+    let is_live = |_: Kind, id: &ChunkId| live.contains(id);
+    let run = store.sweep_begin()?.asking_for_room(|_| Ok(false));
+    let report = run.finish(&is_live, false, &|| true)?;
+    assert_eq!((report.packs_deleted, report.packs_compacted), (1, 0));
+    assert!(report.no_space);
+    assert_eq!(fixture.backend.packs().len(), 1);
+    let run = store.sweep_begin()?.asking_for_room(|_| Ok(true));
+    let report = run.finish(&is_live, false, &|| true)?;
+    assert_eq!(report.packs_compacted, 1);
+    check(&store, 60..80)
+}
+
 #[test]
 fn one_sweep_at_a_time() -> Result<()> {
     let (store, _) = Fixture::new().open()?;
