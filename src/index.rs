@@ -277,14 +277,20 @@ impl Index {
         for (done, (name, len)) in (0..).zip(unknown) {
             progress(done, total);
             let mut synced = synced.get(&name).copied().unwrap_or(0);
+            let mut damaged = false;
             if let Kept::Value(value) = index.db.get(&name) {
                 if value.cover.file_len == len && !value.cover.damaged {
                     index.learn(name, value.cover, &value.directory)?;
                     continue;
                 }
                 synced = synced.max(value.cover.file_len);
+                damaged = value.cover.damaged;
             }
-            index.rebuild(name, synced, &mut opened.findings)?;
+            index.rebuild(name, len, synced, &mut opened.findings)?;
+            // What a directory does not show was seen in its records.
+            if damaged && let Some(number) = index.number(&name) {
+                index.mark_damaged(number);
+            }
             opened.rebuilt += 1;
         }
         if opened.rebuilt > 0 {
@@ -343,9 +349,15 @@ impl Index {
         Ok(())
     }
 
-    /// Reads a pack of an earlier run, of which `synced` bytes are known to
-    /// have been on disk once.
-    fn rebuild(&self, name: PackName, synced: u64, findings: &mut Vec<Finding>) -> Result<()> {
+    /// Reads a pack of an earlier run of `listed` bytes, of which `synced` are
+    /// known to have been on disk once.
+    fn rebuild(
+        &self,
+        name: PackName,
+        listed: u64,
+        synced: u64,
+        findings: &mut Vec<Finding>,
+    ) -> Result<()> {
         let read = self
             .backend
             .settle(&name.key())
@@ -359,8 +371,9 @@ impl Index {
                     pack: name,
                     detail: error.to_string(),
                 });
+                // Whoever looks for a chunk tries again.
                 let cover = Cover {
-                    file_len: 0,
+                    file_len: listed,
                     closed: false,
                     damaged: true,
                 };
@@ -443,9 +456,7 @@ impl Index {
     fn distrust_saved(&self) {
         self.unsaved.fetch_add(1, Ordering::Relaxed);
         let _saving = self.saving.lock();
-        if self.has_db()
-            && let Err(error) = saved::remove(&self.dir)
-        {
+        if let Err(error) = saved::remove(&self.dir) {
             tracing::warn!("removing the saved table of the index: {error}");
         }
     }
@@ -531,7 +542,10 @@ impl Index {
         if info.closed {
             // Two short reads at the pack's end; sled would read and unpack
             // every leaf that a piece of it is in.
-            let contents = self.read(&info.name, info.file_len)?;
+            let contents = match self.read(&info.name, info.file_len) {
+                Err(error @ Error::Io { .. }) => return self.directory_kept(number, &info, error),
+                read => read?,
+            };
             let is_as_known = contents.closed
                 && contents.findings.is_empty()
                 && contents.directory.entries().len() as u64 == info.records;
@@ -548,6 +562,26 @@ impl Index {
             }
             Kept::Value(_) | Kept::Nothing => self.reload(number),
             Kept::Busy => Ok(self.load(number, &info)?.0),
+        }
+    }
+
+    /// The directory of a closed pack that cannot be read there: what sled has
+    /// of it, else the error. Each record still has to confirm it.
+    fn directory_kept(
+        &self,
+        number: PackNumber,
+        info: &PackInfo,
+        error: Error,
+    ) -> Result<Arc<Directory>> {
+        match self.db.get(&info.name) {
+            Kept::Value(value)
+                if value.cover.file_len == info.file_len
+                    && value.directory.entries().len() as u64 == info.records =>
+            {
+                tracing::warn!("pack {}: {error}", info.name);
+                Ok(self.cache(number, info, value.directory))
+            }
+            _ => Err(error),
         }
     }
 
@@ -722,12 +756,28 @@ impl Index {
     /// Notes that something in a pack is not as it was written: nothing put
     /// later is taken for being there, and no sweep goes by it.
     pub fn mark_damaged(&self, number: PackNumber) {
-        if let Some(listed) = self.state.write().listed(number)
-            && !listed.info.damaged
-        {
+        let info = {
+            let mut state = self.state.write();
+            let Some(listed) = state.listed(number).filter(|listed| !listed.info.damaged) else {
+                return;
+            };
             listed.info.damaged = true;
-            tracing::error!("pack {} is damaged", listed.info.name);
-            self.unsaved.fetch_add(1, Ordering::Relaxed);
+            listed.info.clone()
+        };
+        tracing::error!("pack {} is damaged", info.name);
+        self.distrust_saved();
+        // The next run would take it for sound: its directory is.
+        match self.directory(number) {
+            Ok(directory) => {
+                let cover = Cover {
+                    file_len: info.file_len,
+                    closed: info.closed,
+                    damaged: true,
+                };
+                self.db.put(&info.name, &directory, cover);
+                self.db.flush();
+            }
+            Err(error) => tracing::warn!("pack {}: {error}", info.name),
         }
     }
 

@@ -805,6 +805,12 @@ impl Manifests {
             let number = match kind {
                 EntryKind::Disk => self.read::<DiskRecord>(&key).ok().flatten().map(|disk| {
                     catalogue.epoch = catalogue.epoch.max(disk.epoch);
+                    // Also one whose manifest is gone: without it its members
+                    // would count as never acknowledged.
+                    let groups = disk.snapshots.iter().filter_map(|snapshot| snapshot.group);
+                    for group in groups {
+                        catalogue.entries.insert(group, EntryKind::Group);
+                    }
                     disk.number
                 }),
                 EntryKind::Policy => {

@@ -7,15 +7,22 @@
 use crate::chunk::{ChunkId, Kind};
 use crate::disk::layer::Below;
 use crate::error::Result;
-use crate::manifest;
+use crate::manifest::{self, Catalogue, GroupRecord, Owner};
 use crate::pack::PackName;
 use crate::progress::Progress;
 use crate::recover;
-use crate::store::Store;
+use crate::store::{Store, policies};
 use crate::verify::Finding;
 use serde::Serialize;
 use std::collections::{BTreeSet, HashMap, HashSet};
 use uuid::Uuid;
+
+/// Whose a group is whose manifest was lost.
+const GROUP_OWNER: Owner = Owner {
+    uid: 0,
+    gid: 0,
+    mode: 0o755,
+};
 
 /// What a repair did.
 #[derive(Clone, Debug, Default, Serialize)]
@@ -144,6 +151,46 @@ impl Store {
         Ok(())
     }
 
+    /// Records of those of these groups that have members, made from them.
+    fn groups_by_members(
+        &self,
+        lost: &HashSet<Uuid>,
+        next: &mut Catalogue,
+    ) -> Result<Vec<GroupRecord>> {
+        let mut groups: Vec<GroupRecord> = Vec::new();
+        for disk in self.all_disks() {
+            for snapshot in disk.list_snapshots() {
+                let Some(id) = snapshot.group.filter(|id| lost.contains(id)) else {
+                    continue;
+                };
+                let member = (disk.id(), snapshot.id);
+                if let Some(group) = groups.iter_mut().find(|group| group.id == id) {
+                    group.members.push(member);
+                    continue;
+                }
+                let wanted = snapshot.name();
+                let is_taken = |name: &str| {
+                    self.group(name).is_some() || groups.iter().any(|group| group.name == name)
+                };
+                let free = (1..)
+                    .map(|count| match count {
+                        1 => wanted.clone(),
+                        _ => format!("{wanted}-{count}"),
+                    })
+                    .find(|name| !is_taken(name));
+                groups.push(GroupRecord {
+                    id,
+                    number: policies::take_number(next)?,
+                    name: free.unwrap_or(wanted),
+                    owner: GROUP_OWNER,
+                    created_ns: snapshot.created_ns,
+                    members: vec![member],
+                });
+            }
+        }
+        Ok(groups)
+    }
+
     /// Takes entries off the catalogue of which recovery could make nothing.
     /// Their manifests stay aside, for whoever can read more of them.
     fn forget_lost(&self) -> Result<u64> {
@@ -153,6 +200,13 @@ impl Store {
         };
         let mut catalogue = self.lock_catalogue();
         let mut next = catalogue.clone();
+        // A group is known by its members, and without it they would be taken
+        // for such as were never acknowledged.
+        let groups = self.groups_by_members(&lost, &mut next)?;
+        let lost: HashSet<Uuid> = lost
+            .into_iter()
+            .filter(|id| !groups.iter().any(|group| group.id == *id))
+            .collect();
         next.entries.retain(|id, _| !lost.contains(id));
         let keys: Vec<String> = catalogue
             .entries
@@ -160,8 +214,12 @@ impl Store {
             .filter(|(id, _)| lost.contains(id))
             .map(|(id, kind)| manifest::entry_key(id, *kind))
             .collect();
-        if !keys.is_empty() {
+        if !keys.is_empty() || !groups.is_empty() {
             self.replace_catalogue(&mut catalogue, next)?;
+        }
+        for group in groups {
+            tracing::warn!("group {} is made anew from its members", group.name);
+            self.put_group(group)?;
         }
         for key in &keys {
             tracing::warn!("{key} is forgotten");

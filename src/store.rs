@@ -34,7 +34,7 @@ pub mod history;
 mod images;
 mod lock;
 mod open;
-mod policies;
+pub(crate) mod policies;
 mod prometheus;
 pub mod recompress;
 mod status;
@@ -196,14 +196,39 @@ pub fn init(root: &Path, options: &InitOptions) -> Result<()> {
             }
         }
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
-            std::fs::create_dir_all(root).map_err(Error::io("creating", shown.clone()))?;
+            make_directory(root).map_err(Error::io("creating", shown.clone()))?;
         }
         Err(error) => return Err(Error::io("reading", shown)(error)),
     }
     crate::sys::restrict_directory(root).map_err(Error::io("restricting", shown.clone()))?;
     let _lock = StoreLock::take(root)?;
+    // Somebody else may have made it since.
+    if is_store(root) {
+        return Err(Error::Exists {
+            what: "store",
+            name: shown,
+        });
+    }
     let files: Arc<dyn Files> = Arc::new(LocalFiles::new(root));
     init_in(files, options)
+}
+
+/// Makes a directory and those above it that are not there, durably: a store
+/// is no safer than its name.
+fn make_directory(path: &Path) -> std::io::Result<()> {
+    let above = |dir: &Path| match dir.parent() {
+        Some(parent) if !parent.as_os_str().is_empty() => parent.to_owned(),
+        _ => PathBuf::from("."),
+    };
+    let missing: Vec<&Path> = path
+        .ancestors()
+        .take_while(|dir| !dir.as_os_str().is_empty() && !dir.exists())
+        .collect();
+    std::fs::create_dir_all(path)?;
+    for dir in missing {
+        std::fs::File::open(above(dir))?.sync_all()?;
+    }
+    Ok(())
 }
 
 /// Makes a store in an empty directory tree. The header comes last: what has

@@ -355,7 +355,10 @@ fn verify_finds_a_flipped_byte() -> Outcome {
         Err(Some(libc::EIO))
     );
 
-    // The same bytes are written again, and with them the snapshot is whole.
+    // The same bytes are written again, and with them the snapshot is whole,
+    // also if nobody has looked at the damaged ones since the store was
+    // mounted.
+    mount.remount();
     fs::write(disk.join("disk.img"), &bytes)?;
     let again = take(&disk, "again");
     wait_ready(&again);
@@ -370,6 +373,54 @@ fn verify_finds_a_flipped_byte() -> Outcome {
         "the snapshot",
     );
     run_verify(mount.point(), 0);
+    Ok(())
+}
+
+/// Forgetting what was lost forgets no snapshot of a group whose own manifest
+/// was lost, with and without a catalogue that knew of the group.
+#[test]
+fn a_group_whose_manifest_is_lost_keeps_its_snapshots() -> Outcome {
+    if skipped(&[Need::Mount]) {
+        return Ok(());
+    }
+    for with_catalogue in [true, false] {
+        let store = TestStore::new();
+        let at = text(&store.path());
+        let mount = store.mount();
+        let mut disks = Vec::new();
+        for name in ["one", "two"] {
+            disks.push(disk_with(mount.point(), name, &noise(3, 300_000)));
+        }
+        snapdisk(&["snapshot", "night", &text(&disks[0]), &text(&disks[1])]);
+        for disk in &disks {
+            wait_ready(&disk.join(".snapshots/night"));
+        }
+        mount.unmount();
+        let manifests = store.path().join("manifests");
+        for entry in fs::read_dir(&manifests)? {
+            let name = entry?.file_name();
+            let name = name.to_string_lossy();
+            if name.starts_with("group-") || (!with_catalogue && name == "catalogue") {
+                fs::remove_file(manifests.join(&*name))?;
+            }
+        }
+        run_verify_with(&["--repair"], &store.path(), 1);
+        run_verify_with(&["--repair", "--forget-lost"], &store.path(), 0);
+        snapdisk(&["gc", &at]);
+        let mount = store.mount();
+        for name in ["one", "two"] {
+            let snapshot = mount.point().join(name).join(".snapshots/night");
+            let found = fs::read(snapshot.join("disk.img"))?;
+            assert_same(&found, &noise(3, 300_000), name);
+        }
+        // It is a group again, and is deleted as one.
+        fs::remove_dir(mount.point().join(".snapshots/night"))?;
+        for name in ["one", "two"] {
+            assert!(!mount.point().join(name).join(".snapshots/night").exists());
+        }
+        mount.unmount();
+        run_verify(&store.path(), 0);
+    }
     Ok(())
 }
 

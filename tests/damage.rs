@@ -113,9 +113,14 @@ fn views(store: &Store) -> Views {
     for disk in store.disks() {
         let name = disk.name();
         if disk.live().is_some() {
+            // Whoever opens it asks for this first.
+            let counted = disk.allocated(Wait::Yes);
+            counted.unwrap_or_else(|error| panic!("stat of {name}: {error}"));
             views.insert(format!("disk {name}"), live(&disk));
         }
         for snapshot in disk.snapshots() {
+            let counted = disk.allocated_snapshot(&snapshot, Wait::Yes);
+            counted.unwrap_or_else(|error| panic!("stat of {name}: {error}"));
             let view = chunks(snapshot.size(), |at, bytes| {
                 Ok(disk
                     .read_snapshot(&snapshot, at, bytes, Wait::Yes)?

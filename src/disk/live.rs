@@ -230,6 +230,21 @@ impl Disk {
         }
     }
 
+    /// Whether a block is data, and where the run of its like ends. What
+    /// cannot be known is data to the end: looking at an image must not fail
+    /// over a range that reads of it will answer with an error.
+    fn run_or_data(&self, below: &Below, block: u64, wait: Wait) -> Result<Attempt<(bool, u64)>> {
+        match layer::run_below(&self.engine.sealed, below, block, wait) {
+            Err(
+                error @ (Error::Damaged { .. } | Error::ChunkMissing { .. } | Error::Io { .. }),
+            ) => {
+                tracing::debug!("what disk {} has at block {block}: {error}", self.name());
+                Ok(Attempt::Done((true, u64::MAX)))
+            }
+            run => run,
+        }
+    }
+
     pub(crate) fn seek_below(
         &self,
         below: &Below,
@@ -244,8 +259,7 @@ impl Disk {
         let last = size.div_ceil(BLOCK);
         let mut block = offset / BLOCK;
         while block < last {
-            let run = layer::run_below(&self.engine.sealed, below, block, wait)?;
-            let Attempt::Done((data, end)) = run else {
+            let Attempt::Done((data, end)) = self.run_or_data(below, block, wait)? else {
                 return Ok(Attempt::WouldBlock);
             };
             if data == (what == Seek::Data) {
@@ -290,8 +304,7 @@ impl Disk {
             if wait == Wait::No && runs > 1000 {
                 return Ok(Attempt::WouldBlock);
             }
-            let run = layer::run_below(&self.engine.sealed, below, block, wait)?;
-            let Attempt::Done((data, end)) = run else {
+            let Attempt::Done((data, end)) = self.run_or_data(below, block, wait)? else {
                 return Ok(Attempt::WouldBlock);
             };
             let end = end.min(last);

@@ -318,6 +318,14 @@ fn a_damaged_pack_is_not_in_the_saved_table() -> Result<()> {
     let saved = saved.expect("it is sound").expect("it is there");
     let names: Vec<PackName> = saved.packs.iter().map(|info| info.name).collect();
     assert_eq!(names, [packs[1].0]);
+    // Nor is it forgotten, though its directory is sound.
+    let (index, _) = open(&backend, &dir)?;
+    let is_damaged = |name: &PackName| {
+        let number = index.number(name).expect("it is known");
+        index.info(number).is_some_and(|info| info.damaged)
+    };
+    assert!(is_damaged(&packs[0].0));
+    assert!(!is_damaged(&packs[1].0));
     Ok(())
 }
 

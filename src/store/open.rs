@@ -211,7 +211,12 @@ impl Store {
             // The next opening takes it for a crash, which loses nothing.
             tracing::warn!("noting that the store was closed: {error}");
         }
-        *self.lock.lock() = None;
+        // A gc or a repair that somebody asked for ends at its next look at
+        // `closing`; until it does, or the process ends, the store is taken.
+        match self.collecting.try_lock() {
+            Some(_alone) => *self.lock.lock() = None,
+            None => tracing::info!("the store stays locked until the process ends"),
+        }
         tracing::info!("closed");
         outcome
     }

@@ -282,7 +282,7 @@ fn check_policy(of: &str, text: &str) -> Result<()> {
 }
 
 /// The next number of a disk, image, policy or group.
-pub(super) fn take_number(catalogue: &mut Catalogue) -> Result<u32> {
+pub(crate) fn take_number(catalogue: &mut Catalogue) -> Result<u32> {
     let number = catalogue.next_number;
     if number >= manifest::NUMBER_LIMIT {
         return Err(Error::Quota {
