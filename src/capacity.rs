@@ -105,6 +105,7 @@ impl Capacity {
     }
 }
 
-fn reserve(total: u64) -> u64 {
+/// Bytes kept free of a filesystem of `total` bytes.
+pub(crate) fn reserve(total: u64) -> u64 {
     (total / 20).clamp(RESERVE_MIN, RESERVE_MAX)
 }

@@ -316,7 +316,8 @@ impl EventLog {
     }
 
     /// Notes an event. Never waits for a disk.
-    pub fn note(&self, mut event: Event) {
+    /// Answers whether it is kept.
+    pub fn note(&self, mut event: Event) -> bool {
         let mut state = self.state.lock();
         if event.event == What::Refused {
             let now = Instant::now();
@@ -324,7 +325,7 @@ impl EventLog {
                 && now.duration_since(*at) < SAME_REFUSAL
                 && event.repeats(last)
             {
-                return;
+                return false;
             }
             state.refusal = Some((now, event.clone()));
         }
@@ -336,6 +337,7 @@ impl EventLog {
         }
         drop(state);
         self.changed.notify_all();
+        true
     }
 
     /// All that is kept, oldest first, one line each.

@@ -14,8 +14,9 @@ use landlock::{
 };
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::path::Path;
-use std::sync::mpsc::{Sender, channel};
+use std::sync::mpsc::{Receiver, Sender, channel};
 use std::thread;
+use std::time::Duration;
 
 /// The newest Landlock that is asked for; older kernels give what they have.
 const NEWEST: ABI = ABI::V6;
@@ -46,15 +47,32 @@ impl Outside {
         Ok(Outside(jobs))
     }
 
+    /// [`Outside::ask`] for what may be made to wait by whom it concerns: None
+    /// also after `patience`, and the job goes on.
+    pub fn ask_within<T: Send + 'static>(
+        &self,
+        patience: Duration,
+        job: impl FnOnce() -> T + Send + 'static,
+    ) -> Option<T> {
+        self.begin(job)?.recv_timeout(patience).ok()
+    }
+
     /// Has it do something and waits for that; None if it panicked.
     pub fn ask<T: Send + 'static>(&self, job: impl FnOnce() -> T + Send + 'static) -> Option<T> {
+        self.begin(job)?.recv().ok()
+    }
+
+    fn begin<T: Send + 'static>(
+        &self,
+        job: impl FnOnce() -> T + Send + 'static,
+    ) -> Option<Receiver<T>> {
         let (answer, answered) = channel();
         let job = Box::new(move || {
             // Nobody waits any more only if whoever asked has panicked.
             answer.send(job()).ok();
         });
         self.0.send(job).ok()?;
-        answered.recv().ok()
+        Some(answered)
     }
 }
 

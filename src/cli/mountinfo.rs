@@ -4,6 +4,7 @@ use std::ffi::OsString;
 use std::fs;
 use std::io;
 use std::os::unix::ffi::OsStringExt;
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 /// The type that mounts of this program have.
@@ -20,12 +21,25 @@ pub(super) struct Mount {
     kind: OsString,
     /// For mounts of this program: the store.
     pub(super) source: PathBuf,
+    /// For mounts of FUSE: who mounted it.
+    user: Option<u32>,
 }
 
 impl Mount {
     /// Whether it shows a store.
     pub(super) fn is_own(&self) -> bool {
         self.kind == OWN_TYPE
+    }
+
+    /// Whether root or the store's owner mounted it: whoever may use FUSE can
+    /// give a mount any type and any source.
+    fn is_of_owner(&self) -> bool {
+        let owner = || fs::metadata(&self.source).map(|store| store.uid());
+        match self.user {
+            None => false,
+            Some(0) => true,
+            Some(user) => owner().is_ok_and(|owner| owner == user),
+        }
     }
 
     /// Whether the daemon that served it is gone.
@@ -76,7 +90,7 @@ impl Mounts {
 
     fn stores(&self) -> impl Iterator<Item = &Mount> {
         let mounts = self.0.iter();
-        mounts.filter(|mount| mount.is_own() && mount.root == Path::new("/"))
+        mounts.filter(|mount| mount.is_own() && mount.root == Path::new("/") && mount.is_of_owner())
     }
 
     /// Mounts of whole stores, those whose daemon is gone left out.
@@ -116,11 +130,20 @@ fn parse_line(line: &[u8]) -> Option<Mount> {
     fields.find(|field| *field == b"-")?;
     let kind = unescape(fields.next()?);
     let source = unescape(fields.next()?);
+    let mut options = fields
+        .next()
+        .unwrap_or_default()
+        .split(|byte| *byte == b',');
+    let user = options.find_map(|option| {
+        let user = option.strip_prefix(b"user_id=")?;
+        std::str::from_utf8(user).ok()?.parse().ok()
+    });
     Some(Mount {
         root: root.into(),
         point: point.into(),
         kind,
         source: source.into(),
+        user,
     })
 }
 

@@ -242,11 +242,25 @@ pub(super) struct Set {
     json: bool,
 }
 
+/// What can be set.
+const SETTINGS: [&str; 4] = [
+    "max_manual_snapshots",
+    "max_automatic_snapshots",
+    "max_snapshots",
+    "recompress",
+];
+
 fn setting(text: &str) -> Result<(String, Setting), String> {
     let (name, value) = text
         .split_once('=')
         .ok_or_else(|| format!("{text:?} is not NAME=VALUE"))?;
-    let value = match value {
+    if !SETTINGS.contains(&name) {
+        return Err(format!(
+            "there is no setting {name}: there are {}",
+            SETTINGS.join(", ")
+        ));
+    }
+    let setting = match value {
         "none" => Setting::Limit(None),
         "on" => Setting::Switch(true),
         "off" => Setting::Switch(false),
@@ -254,7 +268,15 @@ fn setting(text: &str) -> Result<(String, Setting), String> {
             format!("{number:?} is no number, and not `none`, `on` or `off`")
         })?)),
     };
-    Ok((name.to_owned(), value))
+    let fits = match setting {
+        Setting::Switch(_) => name == "recompress",
+        Setting::Limit(None) => name == "max_snapshots",
+        Setting::Limit(Some(_)) => name != "recompress",
+    };
+    if !fits {
+        return Err(format!("{name} cannot be {value}"));
+    }
+    Ok((name.to_owned(), setting))
 }
 
 pub(super) fn set(set: &Set) -> anyhow::Result<ExitCode> {
@@ -285,12 +307,20 @@ mod tests {
 
     #[test]
     fn settings_are_names_and_values() {
-        let set = |value| Ok(("a".into(), value));
-        assert_eq!(setting("a=7"), set(Setting::Limit(Some(7))));
-        assert_eq!(setting("a=none"), set(Setting::Limit(None)));
-        assert_eq!(setting("a=on"), set(Setting::Switch(true)));
-        assert_eq!(setting("a=off"), set(Setting::Switch(false)));
-        for bad in ["a", "a=", "a=-1", "a=x", "a=99999999999"] {
+        let set = |name: &str, value| Ok((name.to_owned(), value));
+        let (limit, switch) = ("max_snapshots", "recompress");
+        for (text, expected) in [
+            ("max_snapshots=7", set(limit, Setting::Limit(Some(7)))),
+            ("max_snapshots=none", set(limit, Setting::Limit(None))),
+            ("recompress=on", set(switch, Setting::Switch(true))),
+            ("recompress=off", set(switch, Setting::Switch(false))),
+        ] {
+            assert_eq!(setting(text), expected);
+        }
+        for bad in ["", "=", "=-1", "=x", "=99999999999", "=on"] {
+            assert!(setting(&format!("{limit}{bad}")).is_err(), "{bad}");
+        }
+        for bad in ["recompress=3", "max_manual_snapshots=none", "max_hourly=3"] {
             assert!(setting(bad).is_err(), "{bad}");
         }
     }

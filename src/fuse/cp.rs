@@ -13,6 +13,10 @@ use std::ffi::OsStr;
 use std::fs;
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Component, Path, PathBuf};
+use std::time::Duration;
+
+/// How long a look at a process may take; mostly some 20 us.
+const PATIENCE: Duration = Duration::from_millis(200);
 
 /// Whether the process with this thread is a `cp` to somewhere below
 /// `mount_point`. False for what cannot be seen.
@@ -22,7 +26,9 @@ pub fn copies_within(thread: u32, mount_point: &Path, outside: &Outside) -> bool
     }
     // The rest is seen only by who may trace that process.
     let mount_point = mount_point.to_owned();
-    let copies = outside.ask(move || is_copy_to(thread, &mount_point));
+    // Looking at a process waits while its memory is being changed, and that
+    // may wait for a request that we have still to answer.
+    let copies = outside.ask_within(PATIENCE, move || is_copy_to(thread, &mount_point));
     copies.unwrap_or(false)
 }
 

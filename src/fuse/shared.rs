@@ -147,14 +147,17 @@ impl Shared {
         if number == Errno::EIO {
             metrics.errors.fetch_add(1, Ordering::Relaxed);
         }
-        tracing::info!(operation, on, errno = number.code(), reason = %error, "refused");
-        self.events.note(
+        let is_news = self.events.note(
             Event::new(What::Refused)
                 .operation(operation)
-                .path(on)
+                .path(on.clone())
                 .errno(errno_name(number))
                 .reason(error.to_string()),
         );
+        // Whoever repeats one does not fill the log with it.
+        if is_news {
+            tracing::info!(operation, on, errno = number.code(), reason = %error, "refused");
+        }
         number
     }
 

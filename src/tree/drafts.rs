@@ -698,15 +698,16 @@ impl Tree {
                 // With the file that a policy was renamed to goes the policy,
                 // unless another came in its place.
                 let hidden = self.drafts.with(place, |place| {
-                    place.files.remove(name);
                     let mut hidden = place.hidden.iter();
                     let found = hidden.find(|(_, to)| *to == name);
                     found.map(|(from, _)| from.clone())
                 });
-                match hidden {
-                    Some(policy) => self.end_policy_at(place, &policy),
-                    None => Ok(()),
+                // It may be refused, and the file stays then.
+                if let Some(policy) = hidden {
+                    self.end_policy_at(place, &policy)?;
                 }
+                self.drafts.with(place, |place| place.files.remove(name));
+                Ok(())
             }
             Some(_) => self.end_policy_at(place, name),
         }
