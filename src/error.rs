@@ -210,6 +210,16 @@ impl Error {
         }
     }
 
+    /// Whether something that is there cannot be read, whoever is to blame:
+    /// it is damaged, or the disk answers EIO. All else can be read.
+    pub fn is_unreadable(&self) -> bool {
+        match self {
+            Error::Io { source, .. } => source.raw_os_error() == Some(libc::EIO),
+            Error::Damaged { .. } | Error::ChunkMissing { .. } => true,
+            _ => false,
+        }
+    }
+
     /// Whether the store's filesystem had no room for it: the one kind of
     /// write error after which a file is as trustworthy as before.
     pub fn is_no_space(&self) -> bool {

@@ -100,7 +100,7 @@ pub fn recover(
         match read {
             Ok(Some(())) => {}
             Ok(None) => damage.push(Damage::of_entry(*id, format!("{key} is missing"))),
-            Err(error @ Error::Damaged { .. }) => {
+            Err(error) if error.is_unreadable() => {
                 damage.push(Damage::of_entry(*id, error.to_string()));
             }
             Err(error) => return Err(error),
@@ -142,7 +142,7 @@ pub fn recover(
         progress.update("reading layers", done as u64, records.len() as u64);
         match Disk::restore(engine.clone(), record, &|base| opener.below(base)) {
             Ok(disk) => disks.push(disk),
-            Err(error @ (Error::Damaged { .. } | Error::ChunkMissing { .. })) => {
+            Err(error) if error.is_unreadable() => {
                 let text = format!("disk {}: {error}", record.name);
                 damage.push(Damage::of_entry(record.id, text));
             }
@@ -275,7 +275,7 @@ impl Opener<'_> {
     fn root(&self, id: ChunkId) -> Result<Below> {
         match self.engine.sealed.root(id) {
             Ok(root) => Ok(Below::Root(root)),
-            Err(error @ (Error::Damaged { .. } | Error::ChunkMissing { .. })) => {
+            Err(error) if error.is_unreadable() => {
                 let lost = LostRoot {
                     id,
                     cause: error.to_string(),

@@ -465,3 +465,53 @@ fn nothing_is_acknowledged_on_a_head_that_may_not_be_named() {
         assert!(failed > 0, "{what} was never refused");
     }
 }
+
+/// Whatever cannot be read when the store is opened, the rest of it can be
+/// used, nothing is deleted meanwhile, and it is there when it can be read
+/// again.
+#[test]
+fn what_cannot_be_read_at_the_start_takes_nothing_else_with_it() {
+    let home = memory_dir();
+    let (files, bytes) = sample(home.path());
+    let (mut refused, mut cells) = (0, 0);
+    for path in ["manifests/disk-", ".log", "packs/", ".0000"] {
+        for after in 0..6 {
+            for call in [Call::Read, Call::Sync] {
+                let files = files.fork();
+                files.fail(Fault {
+                    call,
+                    path: path.into(),
+                    errno: libc::EIO,
+                    after,
+                    times: 1,
+                });
+                let what = format!("{call:?} number {after} of {path}");
+                let store = open_files(&files, home.path());
+                let store = store.unwrap_or_else(|error| panic!("{what}: {error}"));
+                cells += 1;
+                let read = |store: &Store, name| {
+                    let disk = store.disk(name)?;
+                    let mut found = vec![0; CHUNK];
+                    let read = disk.read(2 * CHUNK as u64, &mut found, Wait::Yes);
+                    read.is_ok().then_some(found)
+                };
+                let found = ["a", "b"].map(|name| read(&store, name));
+                refused += u64::from(found.iter().any(Option::is_none));
+                let right = &bytes[2 * CHUNK..3 * CHUNK];
+                assert!(found.iter().any(Option::is_some), "{what}: no disk is left");
+                assert!(found.iter().flatten().all(|found| found == right), "{what}");
+                // Refused or not, it deletes nothing that is needed.
+                let _ = store.gc(false, &Quiet);
+                let _ = store.close();
+                drop(store);
+                files.mend();
+                let store = open_files(&files, home.path()).expect("it opens again");
+                for name in ["a", "b"] {
+                    assert_eq!(read(&store, name).as_deref(), Some(right), "{what}: {name}");
+                }
+                store.close().expect("closing");
+            }
+        }
+    }
+    assert!(refused > 0, "nothing was unreadable in {cells} cells");
+}

@@ -16,8 +16,9 @@ use std::process::ExitCode;
 use std::thread;
 use std::time::{Duration, Instant};
 
-/// A request for events waits so long for one before it is made again.
-const PATIENCE_S: u32 = 30;
+/// A request for events waits so long for one before it is made again. Until
+/// it is answered nothing ends this process, not even SIGKILL.
+const PATIENCE_S: u32 = 2;
 
 /// Show what happened in a store
 ///

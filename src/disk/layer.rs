@@ -372,13 +372,11 @@ impl Layer {
         match files.open(&path, true) {
             Ok(file) => {
                 if let Err(error) = layer.recover_log(file, &path_text, log_end, source) {
-                    match error {
-                        Error::Damaged { .. } | Error::ChunkMissing { .. } => {
-                            tracing::error!("layer {id}: {error}");
-                            layer.broken = Some(error.to_string());
-                        }
-                        _ => return Err(error),
+                    if !error.is_unreadable() {
+                        return Err(error);
                     }
+                    tracing::error!("layer {id}: {error}");
+                    layer.broken = Some(error.to_string());
                 }
             }
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
@@ -387,12 +385,18 @@ impl Layer {
             }
             Err(error) => return Err(Error::io("opening", path_text)(error)),
         }
+        let mut unreadable = BTreeMap::new();
         for index in segments {
             let path = segment_path(id, *index);
             let file = files
                 .open(&path, true)
                 .map_err(Error::io("opening", text(&path)))?;
-            settle(&*file, &text(&path))?;
+            if let Err(error) = settle(&*file, &text(&path)) {
+                if !error.is_unreadable() {
+                    return Err(error);
+                }
+                unreadable.insert(*index, error.to_string());
+            }
             let segment = Segment {
                 file,
                 dirty: AtomicBool::new(false),
@@ -400,6 +404,7 @@ impl Layer {
             layer.segments.get_mut().insert(*index, Arc::new(segment));
         }
         layer.lost = layer.look_for_lost()?;
+        layer.lost.extend(unreadable);
         for why in layer.lost.values() {
             tracing::error!("layer {id}: {why}");
         }
