@@ -193,7 +193,8 @@ impl Store {
             if disk.poisoned().is_some() {
                 continue;
             }
-            if let Some(head) = disk.head() {
+            // One whose log cannot be read takes no record.
+            if let Some(head) = disk.head().filter(|head| head.broken().is_none()) {
                 head.note_modified();
             }
             if let Err(error) = disk.sync_layers() {
