@@ -320,8 +320,8 @@ fn a_failed_flush_is_final_until_the_store_is_opened_again() {
         }
         assert_eq!(files.hits(), 1, "{path}: one sync failed");
         write(&disk(&store, "b"), 0, &fresh).expect("the other disk goes on");
-        drop(a);
-        drop(store);
+        drop((a, store));
+        let files = files.kill();
         let store = open_files(&files, home.path()).expect("it opens again");
         let a = disk(&store, "a");
         let mut found = vec![0; CHUNK];
@@ -373,6 +373,7 @@ fn a_failed_write_back_is_final_until_the_store_is_opened_again() {
         a.flush().expect_err("a later flush must not lie");
     }
     drop((a, store));
+    let files = files.kill();
     // With packs of which some is written ahead of a sync.
     let large = Options {
         pack_bytes: 32 << 20,
@@ -389,7 +390,6 @@ fn a_failed_write_back_is_final_until_the_store_is_opened_again() {
     assert!(is_old_or_new, "what was acknowledged is there");
 
     // The pack that the seal writes is in doubt, and the layer stays.
-    files.mend();
     files.fail(fault("packs/"));
     write(&a, 0, &Random(3).bytes(20 << 20)).expect("a write");
     let content = {
@@ -448,8 +448,9 @@ fn nothing_is_acknowledged_on_a_head_that_may_not_be_named() {
             let size = a.live().map_or(0, |live| live.size);
             let acknowledged = [0, size].map(|at| write(&a, at as usize, &fresh).is_ok());
             drop((a, store));
-            files.mend();
-            // The power does not fail: what was renamed is there.
+            // The power does not fail: what was renamed is there. Threads of
+            // the old store may still be at work, and stop.
+            let files = files.kill();
             let store = open_files(&files, home.path()).expect("it opens again");
             let a = disk(&store, "a");
             for (at, acknowledged) in [0, size].into_iter().zip(acknowledged) {
