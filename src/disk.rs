@@ -25,6 +25,7 @@ pub use copy::Source;
 pub(crate) use image::{Swap, Taking};
 pub use live::Seek;
 pub use opens::Opened;
+pub(crate) use opens::{KeptClosed, OPEN};
 pub use sealed::{Attempt, Wait};
 
 use crate::capacity::Capacity;

@@ -172,6 +172,16 @@ impl Glanced {
     }
 }
 
+/// What is known of a pack of an earlier run before it is read.
+struct Earlier {
+    /// Bytes of its file.
+    len: u64,
+    /// So many of them were on disk once.
+    synced: u64,
+    /// Damage was seen, in its records if its directory does not show it.
+    damaged: bool,
+}
+
 /// What opening the index found.
 #[derive(Debug, Default)]
 pub struct Opened {
@@ -276,21 +286,20 @@ impl Index {
         let total = unknown.len() as u64;
         for (done, (name, len)) in (0..).zip(unknown) {
             progress(done, total);
-            let mut synced = synced.get(&name).copied().unwrap_or(0);
-            let mut damaged = false;
+            let mut earlier = Earlier {
+                len,
+                synced: synced.get(&name).copied().unwrap_or(0),
+                damaged: false,
+            };
             if let Kept::Value(value) = index.db.get(&name) {
                 if value.cover.file_len == len && !value.cover.damaged {
                     index.learn(name, value.cover, &value.directory)?;
                     continue;
                 }
-                synced = synced.max(value.cover.file_len);
-                damaged = value.cover.damaged;
+                earlier.synced = earlier.synced.max(value.cover.file_len);
+                earlier.damaged = value.cover.damaged;
             }
-            index.rebuild(name, len, synced, &mut opened.findings)?;
-            // What a directory does not show was seen in its records.
-            if damaged && let Some(number) = index.number(&name) {
-                index.mark_damaged(number);
-            }
+            index.rebuild(name, &earlier, &mut opened.findings)?;
             opened.rebuilt += 1;
         }
         if opened.rebuilt > 0 {
@@ -349,13 +358,11 @@ impl Index {
         Ok(())
     }
 
-    /// Reads a pack of an earlier run of `listed` bytes, of which `synced` are
-    /// known to have been on disk once.
+    /// Reads a pack of an earlier run.
     fn rebuild(
         &self,
         name: PackName,
-        listed: u64,
-        synced: u64,
+        earlier: &Earlier,
         findings: &mut Vec<Finding>,
     ) -> Result<()> {
         let read = self
@@ -373,7 +380,7 @@ impl Index {
                 });
                 // Whoever looks for a chunk tries again.
                 let cover = Cover {
-                    file_len: listed,
+                    file_len: earlier.len,
                     closed: false,
                     damaged: true,
                 };
@@ -383,25 +390,28 @@ impl Index {
         let mut damage = contents.findings;
         for finding in &mut damage {
             match *finding {
-                Finding::TornTail { pack, offset, len } if offset < synced => {
+                Finding::TornTail { pack, offset, len } if offset < earlier.synced => {
                     *finding = Finding::Range { pack, offset, len };
                 }
                 _ => {}
             }
         }
-        if !contents.closed && contents.end < synced {
+        if !contents.closed && contents.end < earlier.synced {
             damage.push(Finding::PackLength {
                 pack: name,
-                expected: synced,
+                expected: earlier.synced,
                 found: contents.end,
             });
         }
         let cover = Cover {
             file_len: len,
             closed: contents.closed,
-            damaged: damage.iter().any(Finding::is_damage),
+            damaged: earlier.damaged || damage.iter().any(Finding::is_damage),
         };
         findings.append(&mut damage);
+        if earlier.damaged {
+            tracing::error!("pack {name} is damaged");
+        }
         self.learn(name, cover, &contents.directory)?;
         self.keep(&name, &contents.directory, cover);
         Ok(())
@@ -510,8 +520,10 @@ impl Index {
     /// look-up may be in another pack. What that says is not checked; the
     /// record that it leads to is, and [`Index::reload`] knows better.
     pub fn find(&self, number: PackNumber, id: &ChunkId) -> Result<Option<Entry>> {
-        if self.directories.peek(&number.0).is_none()
-            && let Some(info) = self.info(number)
+        if let Some(directory) = self.directories.get(&number.0) {
+            return Ok(directory.find(id).copied());
+        }
+        if let Some(info) = self.info(number)
             && info.closed
             && !info.damaged
             && self.glanced.lock().is_first(number)

@@ -14,8 +14,9 @@
 mod common;
 
 use common::bytes::Random;
+use common::env_number;
 use common::faulty::FaultyFiles;
-use common::library::{CHUNK, make, memory_dir, new_files, open_files};
+use common::library::{CHUNK, assert_store_sound, make, memory_dir, new_files, open_files};
 use snapdisk::disk::{Disk, Source, Wait};
 use snapdisk::error::{Error, Result};
 use snapdisk::name::SnapshotName;
@@ -367,11 +368,7 @@ impl World {
     }
 
     fn verify(&self) {
-        let mut findings = Vec::new();
-        self.store
-            .verify(&Quiet, &mut |finding| findings.push(finding.to_string()))
-            .unwrap_or_else(|error| panic!("verify: {error}"));
-        assert!(findings.is_empty(), "verify finds {findings:?}");
+        assert_store_sound(&self.store, "meanwhile");
         self.count("verify");
     }
 
@@ -441,11 +438,6 @@ fn go_on(world: &World, seed: u64, act: impl Fn(&World, &mut Random)) {
     drop(end);
 }
 
-fn number(variable: &str) -> Option<u64> {
-    let text = std::env::var(variable).ok()?;
-    Some(text.parse().unwrap_or_else(|_| panic!("{variable}={text}")))
-}
-
 /// Contract: what several threads write, take and delete at once is whole.
 #[test]
 fn everything_at_once() {
@@ -460,7 +452,7 @@ fn everything_at_once() {
     .expect("a new store");
     let store = open(&root);
     let world = World::new(store, None);
-    let times = number("SNAPDISK_CONCURRENT_WRITES").unwrap_or(20_000);
+    let times = env_number("SNAPDISK_CONCURRENT_WRITES").unwrap_or(20_000);
     world.run(
         0,
         times,
@@ -517,10 +509,7 @@ fn everything_at_once() {
             .expect("a snapshot");
         assert_eq!(Some(blake3::hash(&bytes)), hash, "{name} after a restart");
     }
-    let mut findings = Vec::new();
-    let verified = store.verify(&Quiet, &mut |finding| findings.push(finding.to_string()));
-    verified.expect("verify");
-    assert!(findings.is_empty(), "{findings:?}");
+    assert_store_sound(&store, "after a restart");
     store.close().expect("closing");
 }
 
@@ -529,7 +518,7 @@ fn everything_at_once() {
 /// the middle of it; each other sector is of one of the writes that had begun.
 #[test]
 fn the_power_fails_while_everything_goes_on() {
-    let crashes = number("SNAPDISK_CONCURRENT_CRASHES").unwrap_or(100);
+    let crashes = env_number("SNAPDISK_CONCURRENT_CRASHES").unwrap_or(100);
     let mut counts: BTreeMap<&'static str, u64> = BTreeMap::new();
     for seed in 0..crashes {
         let mut random = Random(seed);
@@ -573,10 +562,7 @@ fn the_power_fails_while_everything_goes_on() {
         for tested in &disks {
             check_after_crash(seed, &store, tested, &taken, &unsure);
         }
-        let mut findings = Vec::new();
-        let verified = store.verify(&Quiet, &mut |finding| findings.push(finding.to_string()));
-        verified.expect("verify");
-        assert!(findings.is_empty(), "{seed}: {findings:?}");
+        assert_store_sound(&store, &format!("crash {seed}"));
     }
     println!("{crashes} crashes, {counts:?}");
 }

@@ -164,13 +164,6 @@ fn content(store: &Store) -> Content {
     content
 }
 
-fn assert_sound(store: &Store, what: &str) {
-    let mut findings = Vec::new();
-    let verified = store.verify(&Quiet, &mut |finding| findings.push(finding.to_string()));
-    verified.unwrap_or_else(|error| panic!("{what}: {error}"));
-    assert!(findings.is_empty(), "{what}: verify finds {findings:?}");
-}
-
 /// Something that happens as a whole or not at all.
 type Operation = fn(&Arc<Store>) -> Result<()>;
 
@@ -255,7 +248,7 @@ fn check_killed(what: &str, left: &FaultyFiles, root: &Path, allowed: &[&Content
     let store = open_files(&files, root).unwrap_or_else(|error| panic!("{what}: {error}"));
     let found = content(&store);
     assert_eq!(found, acknowledged, "{what}, and then the power failed");
-    assert_sound(&store, what);
+    assert_store_sound(&store, what);
     store.close().expect("closing");
 }
 
@@ -297,7 +290,7 @@ fn check_left(
                 "{what}: found {found:#?}\nexpected one of {allowed:#?}"
             ),
         }
-        assert_sound(&store, &what);
+        assert_store_sound(&store, &what);
         store
             .close()
             .unwrap_or_else(|error| panic!("{what}: {error}"));
@@ -466,7 +459,7 @@ fn a_crash_at_any_step_of_a_seal_loses_nothing() {
         assert_eq!(content(&store), expected, "stopped after {effects}");
         wait_sealed(&disk(&store, "web"));
         assert_eq!(content(&store), expected, "sealed after {effects}");
-        assert_sound(&store, "after a seal that was stopped");
+        assert_store_sound(&store, "after a seal that was stopped");
         store.close().expect("closing");
         if through {
             println!("a seal: {effects} effects, each of which was the last");
@@ -507,7 +500,7 @@ fn a_crash_at_any_step_of_recovery_loses_nothing() {
             let again = files.crash(&mut random);
             let store = open_files(&again, index.path()).expect("it opens after two crashes");
             assert_eq!(content(&store), expected, "round {round}, after {effects}");
-            assert_sound(&store, "after a recovery that was stopped");
+            assert_store_sound(&store, "after a recovery that was stopped");
             store.close().expect("closing");
             points += 1;
             if through {
@@ -656,7 +649,7 @@ fn what_a_reference_has_behind_the_end_stays_hidden() {
         assert_eq!(read.expect("it is read").waited(), behind.len());
         let is_zero = behind.iter().all(|byte| *byte == 0);
         assert!(is_zero, "stopped after {effects}, cut at {size}");
-        assert_sound(&store, "after it had grown");
+        assert_store_sound(&store, "after it had grown");
         store.close().expect("closing");
         if through {
             break;

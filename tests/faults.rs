@@ -15,7 +15,6 @@ use common::bytes::Random;
 use common::faulty::{Call, Fault, FaultyFiles};
 use common::library::*;
 use snapdisk::disk::{Disk, Wait};
-use snapdisk::files::Files;
 use snapdisk::progress::Quiet;
 use snapdisk::store::{Options, Store};
 use std::collections::BTreeMap;
@@ -215,10 +214,7 @@ fn run(what: &str, sample: &(FaultyFiles, Vec<u8>), fault: &Fault, root: &Path) 
             );
         }
     }
-    let mut findings = Vec::new();
-    let verified = store.verify(&Quiet, &mut |finding| findings.push(finding.to_string()));
-    verified.unwrap_or_else(|error| panic!("{what}: verify: {error}"));
-    assert!(findings.is_empty(), "{what}: {findings:?}");
+    assert_store_sound(&store, what);
     // And writing goes on.
     let again = disk(&store, "a");
     write(&again, 0, &bytes[..CHUNK]).unwrap_or_else(|error| panic!("{what}: again: {error}"));
@@ -379,8 +375,7 @@ fn a_failed_write_back_is_final_until_the_store_is_opened_again() {
         pack_bytes: 32 << 20,
         ..options()
     };
-    let again: Arc<dyn Files> = Arc::new(files.clone());
-    let store = Store::open_in(again, home.path(), large, &Quiet).expect("it opens again");
+    let store = open_files_with(&files, home.path(), large).expect("it opens again");
     let a = disk(&store, "a");
     let mut found = vec![0; old.len()];
     a.read(0, &mut found, Wait::Yes).expect("it answers again");

@@ -11,6 +11,7 @@
 mod common;
 
 use common::bytes::Random;
+use common::env_number;
 use common::faulty::FaultyFiles;
 use common::library::*;
 use snapdisk::backend::Backend;
@@ -79,8 +80,7 @@ fn most_of(call: impl FnOnce()) -> u64 {
 }
 
 fn rounds(default: u64) -> u64 {
-    let wanted = std::env::var("SNAPDISK_HOSTILE_ROUNDS").ok();
-    wanted.map_or(default, |text| text.parse().expect("a number of rounds"))
+    env_number("SNAPDISK_HOSTILE_ROUNDS").unwrap_or(default)
 }
 
 /// Changes some bytes.

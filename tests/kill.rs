@@ -26,7 +26,7 @@ const SECTOR: usize = 512;
 const SIZE: usize = 8 << 20;
 
 fn rounds(default: u64) -> u64 {
-    std::env::var("SNAPDISK_KILL_ROUNDS").map_or(default, |text| text.parse().expect("a number"))
+    env_number("SNAPDISK_KILL_ROUNDS").unwrap_or(default)
 }
 
 fn seed() -> Random {

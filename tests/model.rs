@@ -18,6 +18,7 @@ mod model {
     pub mod world;
 }
 
+use common::env_number;
 use model::world::{Counts, Trouble, run};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Mutex;
@@ -26,15 +27,10 @@ use std::sync::atomic::{AtomicU64, Ordering};
 /// Operations of a history.
 const STEPS: u64 = 200;
 
-fn number(name: &str) -> Option<u64> {
-    let value = std::env::var(name).ok()?;
-    Some(value.parse().unwrap_or_else(|_| panic!("{name}={value}")))
-}
-
 /// Runs histories, on all processors; panics if one fails.
 fn run_histories(default: u64, crashes: u64, trouble: Trouble) {
-    let histories = number("SNAPDISK_MODEL_HISTORIES");
-    let seeds = match number("SNAPDISK_MODEL_SEED") {
+    let histories = env_number("SNAPDISK_MODEL_HISTORIES");
+    let seeds = match env_number("SNAPDISK_MODEL_SEED") {
         Some(seed) => seed..seed + histories.unwrap_or(1),
         None => 0..histories.unwrap_or(default),
     };

@@ -369,12 +369,12 @@ impl Appender for LocalAppender {
     }
 
     fn sync(&mut self) -> Result<()> {
-        let written_back = match &self.broken {
-            None => Ok(()),
-            Some(cause) => Err(io::Error::other(cause.clone())),
-        };
-        written_back
-            .and_then(|()| self.file.sync_data())
+        if let Some(cause) = &self.broken {
+            let cause = io::Error::other(cause.clone());
+            return Err(Error::io("syncing", &self.key)(cause));
+        }
+        self.file
+            .sync_data()
             .map_err(Error::io("syncing", &self.key))?;
         if !self.named {
             self.files

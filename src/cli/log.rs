@@ -20,12 +20,16 @@ const ROTATE_OVER: u64 = 16 << 20;
 pub(super) fn rotate(store: &Path) -> Result<(), Failure> {
     let path = store.join(FILE);
     let rotated = match fs::metadata(&path) {
-        Ok(log) if log.len() > ROTATE_OVER => fs::rename(&path, store.join(ROTATED)),
+        Ok(log) if log.len() > ROTATE_OVER => put_aside(store),
         Ok(_) => Ok(()),
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
         Err(error) => Err(error),
     };
     rotated.map_err(|error| Failure::system("rotating", &path, &error))
+}
+
+fn put_aside(store: &Path) -> io::Result<()> {
+    fs::rename(store.join(FILE), store.join(ROTATED))
 }
 
 /// The store's log while it is written.
@@ -55,7 +59,7 @@ impl Write for Log {
     /// Drops what would take the room that deleting needs on a full disk.
     fn write(&mut self, line: &[u8]) -> io::Result<usize> {
         if self.len > ROTATE_OVER {
-            fs::rename(self.store.join(FILE), self.store.join(ROTATED))?;
+            put_aside(&self.store)?;
             *self = Log::open(&self.store)?;
         }
         let (total, free) = sys::space(&self.store)?;

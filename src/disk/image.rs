@@ -1,7 +1,7 @@
 //! Making, dropping, freezing and replacing the live image.
 
 use super::layer::{BLOCK, MAX_BLOCK};
-use super::opens::{SnapshotKeptClosed, What as Opening};
+use super::opens::What as Opening;
 use super::ranges::RangeGuard;
 use super::*;
 use crate::events::By;
@@ -128,7 +128,7 @@ impl Disk {
     fn busy_open(&self) -> Error {
         Error::Busy {
             what: format!("the live image of {}", self.name()),
-            by: vec!["it is open, or mounted as a loop device".into()],
+            by: vec![OPEN.into()],
         }
     }
 
@@ -244,23 +244,6 @@ impl Disk {
             owner: swap.owner,
             at_ns: swap.at_ns,
         })
-    }
-
-    /// Syncs a frozen layer and every one below it that is not clean.
-    fn sync_chain(&self, layer: &Arc<Layer>) -> Result<()> {
-        let mut chain = vec![layer.clone()];
-        while let Below::Layer(below) = chain[chain.len() - 1].below() {
-            if below.is_clean() {
-                break;
-            }
-            chain.push(below);
-        }
-        for layer in chain.iter().rev() {
-            if !layer.is_clean() {
-                self.sync_layer(layer)?;
-            }
-        }
-        Ok(())
     }
 
     /// Whether a snapshot shows just what the live image shows.
@@ -685,10 +668,9 @@ impl Disk {
         self.commit(meta, next)
     }
 
-    pub(crate) fn count_snapshot_open(&self, number: u32) -> Result<Opened> {
-        self.opens
-            .open(&[Opening::Snapshot(number)])
-            .ok_or(Error::Closing)
+    /// Counts a snapshot as open; None while it is being deleted.
+    pub(crate) fn count_snapshot_open(&self, number: u32) -> Option<Opened> {
+        self.opens.open(&[Opening::Snapshot(number)])
     }
 
     pub(crate) fn is_snapshot_open(&self, number: u32) -> bool {
@@ -697,7 +679,7 @@ impl Disk {
 
     /// Keeps a snapshot closed as long as the answer lives; None if it is
     /// open. The caller holds `meta`.
-    pub(crate) fn keep_snapshot_closed(&self, number: u32) -> Option<SnapshotKeptClosed<'_>> {
+    pub(crate) fn keep_snapshot_closed(&self, number: u32) -> Option<KeptClosed<'_>> {
         self.opens.keep_snapshot_closed(number)
     }
 

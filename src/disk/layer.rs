@@ -450,25 +450,34 @@ impl Layer {
     /// Whether it cannot be sealed, or lies over one that cannot, or shows
     /// something of one.
     pub fn is_stuck(&self) -> bool {
-        let mut seen = HashSet::from([self.id]);
-        let mut next = Vec::new();
-        let mut look = |layer: &Layer| {
-            let sources = layer.sources().into_iter().map(|(_, source)| source);
-            for below in sources.chain([layer.below()]) {
-                match below.settled() {
-                    Below::Layer(below) if seen.insert(below.id) => next.push(below),
-                    Below::Lost(_) => return (true, None),
-                    _ => {}
-                }
-            }
-            let is_stuck = layer.unsealable.get().is_some() || layer.broken.is_some();
-            (is_stuck, next.pop())
-        };
-        let (mut is_stuck, mut layer) = look(self);
-        while let (false, Some(below)) = (is_stuck, layer) {
-            (is_stuck, layer) = look(&below);
+        if self.is_unsealable() {
+            return true;
         }
-        is_stuck
+        let mut seen = HashSet::new();
+        let mut next = self.needed();
+        while let Some(needed) = next.pop() {
+            match needed.settled() {
+                Below::Lost(_) => return true,
+                Below::Layer(layer) if seen.insert(layer.id) => {
+                    if layer.is_unsealable() {
+                        return true;
+                    }
+                    next.extend(layer.needed());
+                }
+                Below::Empty | Below::Root(_) | Below::Layer(_) => {}
+            }
+        }
+        false
+    }
+
+    fn is_unsealable(&self) -> bool {
+        self.unsealable.get().is_some() || self.broken.is_some()
+    }
+
+    /// What it lies over and what it has references to.
+    fn needed(&self) -> Vec<Below> {
+        let sources = self.sources().into_iter().map(|(_, source)| source);
+        sources.chain([self.below()]).collect()
     }
 
     /// Whether it has to be synced before a manifest may say how long it is.
@@ -820,15 +829,14 @@ impl Layer {
         let appended = self
             .sync_segments()
             .and_then(|()| self.append(log, &records));
-        if let Err(error) = appended {
+        if appended.is_err() {
             self.cleared.fetch_or(cleared, Ordering::SeqCst);
             let mut content = self.content.write();
             records.append(&mut content.pending);
             content.pending = records;
-            self.syncing_graft.store(false, Ordering::SeqCst);
-            return Err(error);
         }
         self.syncing_graft.store(false, Ordering::SeqCst);
+        appended?;
         self.logged_modified_ns.store(modified, Ordering::Relaxed);
         // Whoever syncs a disk goes down to the first clean layer.
         let rests_on_clean = match self.below() {
@@ -843,7 +851,7 @@ impl Layer {
 
     /// Syncs it and every layer below it that is not clean yet, the lowest
     /// first.
-    fn sync_chain(self: &Arc<Layer>) -> Result<()> {
+    pub fn sync_chain(self: &Arc<Layer>) -> Result<()> {
         let mut chain = Vec::new();
         let mut next = Below::Layer(self.clone()).settled();
         while let Below::Layer(layer) = next {

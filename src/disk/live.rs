@@ -374,24 +374,21 @@ impl Disk {
     /// Syncs the head and every layer below it that is not clean yet.
     pub(crate) fn sync_layers(&self) -> Result<()> {
         self.check_poisoned()?;
-        let Some(head) = self.head() else {
-            return Ok(());
-        };
-        let mut chain = vec![head];
-        while let Below::Layer(below) = chain[chain.len() - 1].below() {
-            if below.is_clean() {
-                break;
-            }
-            chain.push(below);
-        }
-        for layer in chain.iter().rev() {
-            self.sync_layer(layer)?;
-        }
-        Ok(())
+        self.head().map_or(Ok(()), |head| self.sync_chain(&head))
+    }
+
+    /// Syncs a layer of this disk and every one below it that is not clean.
+    pub(super) fn sync_chain(&self, layer: &Arc<Layer>) -> Result<()> {
+        self.noting(layer.sync_chain())
     }
 
     pub(super) fn sync_layer(&self, layer: &Layer) -> Result<()> {
-        layer.sync().inspect_err(|error| {
+        self.noting(layer.sync())
+    }
+
+    /// The outcome of a sync: any error but "no space" ends the service.
+    fn noting(&self, outcome: Result<()>) -> Result<()> {
+        outcome.inspect_err(|error| {
             if !error.is_no_space() {
                 self.poison(error);
             }

@@ -5,6 +5,8 @@ use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+/// Why something that is open cannot be had, in words.
+pub(crate) const OPEN: &str = "it is open, or mounted as a loop device";
 /// How long a check waits for a close that has returned to its caller but
 /// whose RELEASE is still on its way.
 const RELEASE_WAIT: Duration = Duration::from_secs(1);
@@ -21,10 +23,8 @@ pub(super) enum What {
 #[derive(Default)]
 struct Counts {
     open: HashMap<What, u64>,
-    /// Nobody may open the live image meanwhile.
-    closed: bool,
-    /// Snapshots that nobody may open meanwhile.
-    kept: HashSet<u32>,
+    /// Nobody may open these meanwhile.
+    closed: HashSet<What>,
 }
 
 /// The open files of a disk.
@@ -64,24 +64,15 @@ impl Drop for Opened {
     }
 }
 
-/// Keeps the live image closed; opens it again when dropped.
-pub(super) struct KeptClosed<'a>(&'a Opens);
+/// Keeps something closed; it may be opened again when this is dropped.
+pub(crate) struct KeptClosed<'a> {
+    opens: &'a Opens,
+    what: What,
+}
 
 impl Drop for KeptClosed<'_> {
     fn drop(&mut self) {
-        self.0.counts.lock().closed = false;
-    }
-}
-
-/// Keeps a snapshot closed; it may be opened again when this is dropped.
-pub(crate) struct SnapshotKeptClosed<'a> {
-    opens: &'a Opens,
-    number: u32,
-}
-
-impl Drop for SnapshotKeptClosed<'_> {
-    fn drop(&mut self) {
-        self.opens.counts.lock().kept.remove(&self.number);
+        self.opens.counts.lock().closed.remove(&self.what);
     }
 }
 
@@ -89,12 +80,7 @@ impl Opens {
     /// Counts an open file; None while it is kept closed.
     pub fn open(self: &Arc<Self>, what: &[What]) -> Option<Opened> {
         let mut counts = self.counts.lock();
-        let is_kept = |what: &What| match what {
-            What::Live => counts.closed,
-            What::LiveForWriting => false,
-            What::Snapshot(number) => counts.kept.contains(number),
-        };
-        if what.iter().any(is_kept) {
+        if what.iter().any(|what| counts.closed.contains(what)) {
             return None;
         }
         let mut first = true;
@@ -130,31 +116,29 @@ impl Opens {
         }
     }
 
-    /// Keeps a snapshot closed; None if it is open. One at a time does.
-    pub fn keep_snapshot_closed(&self, number: u32) -> Option<SnapshotKeptClosed<'_>> {
+    /// Keeps something closed, after a wait of at most `patience` until it is;
+    /// None if it stays open.
+    fn keep_closed_after(&self, what: What, patience: Duration) -> Option<KeptClosed<'_>> {
+        let deadline = Instant::now() + patience;
         let mut counts = self.counts.lock();
-        if counts.open.contains_key(&What::Snapshot(number)) {
-            return None;
+        while counts.open.contains_key(&what) || counts.closed.contains(&what) {
+            if self.closed.wait_until(&mut counts, deadline).timed_out() {
+                return None;
+            }
         }
-        counts.kept.insert(number);
-        Some(SnapshotKeptClosed {
-            opens: self,
-            number,
-        })
+        counts.closed.insert(what);
+        Some(KeptClosed { opens: self, what })
+    }
+
+    /// Keeps a snapshot closed; None if it is open.
+    pub fn keep_snapshot_closed(&self, number: u32) -> Option<KeptClosed<'_>> {
+        self.keep_closed_after(What::Snapshot(number), Duration::ZERO)
     }
 
     /// Waits a little until the live image is closed, and keeps it so; None
     /// if it stays open.
     pub fn keep_closed(&self) -> Option<KeptClosed<'_>> {
-        let deadline = Instant::now() + RELEASE_WAIT;
-        let mut counts = self.counts.lock();
-        while counts.open.contains_key(&What::Live) || counts.closed {
-            if self.closed.wait_until(&mut counts, deadline).timed_out() {
-                return None;
-            }
-        }
-        counts.closed = true;
-        Some(KeptClosed(self))
+        self.keep_closed_after(What::Live, RELEASE_WAIT)
     }
 }
 

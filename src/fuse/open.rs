@@ -29,11 +29,8 @@ impl Shared {
                         what: "a snapshot's disk.img".into(),
                     });
                 }
-                let (number, id) = (snapshot, disk);
-                let (disk, snapshot) = self.tree.snapshot(id, number)?;
+                let (disk, snapshot) = self.tree.snapshot(disk, snapshot)?;
                 let _opened = disk.open_snapshot(&snapshot)?;
-                // It may have been deleted before it was counted as open.
-                self.tree.snapshot(id, number)?;
                 let handle = Handle::Snapshot {
                     disk,
                     snapshot,

@@ -6,6 +6,12 @@ use crate::pack::{PackWriter, Stored};
 use tempfile::TempDir;
 
 const STORE: Uuid = Uuid::from_u128(4);
+/// Of a closed pack whose length needs more than 32 bits.
+const COVER: Cover = Cover {
+    file_len: 1 << 33,
+    closed: true,
+    damaged: false,
+};
 
 impl Kept {
     fn into_value(self) -> Option<Value> {
@@ -140,15 +146,10 @@ fn directory(count: u64) -> Directory {
 
 #[test]
 fn a_value_comes_back_and_a_damaged_one_does_not() {
-    let cover = Cover {
-        file_len: 1 << 33,
-        closed: true,
-        damaged: false,
-    };
     let directory = directory(100);
-    let bytes = encode(&directory, cover);
+    let bytes = encode(&directory, COVER);
     let value = decode(&bytes).expect("it is sound");
-    assert_eq!((value.directory, value.cover), (directory, cover));
+    assert_eq!((value.directory, value.cover), (directory, COVER));
     for at in 0..bytes.len() {
         let mut bytes = bytes.clone();
         bytes[at] ^= 1;
@@ -335,17 +336,12 @@ fn a_damaged_pack_is_not_in_the_saved_table() -> Result<()> {
 fn a_value_comes_back_from_its_pieces() {
     let dir = temporary();
     let db = Db::open(&dir.path().join("index"));
-    let cover = Cover {
-        file_len: 1 << 33,
-        closed: true,
-        damaged: false,
-    };
     let (one, two) = (PackName::random(1), PackName::random(1));
     for (name, counts) in [(one, [1500, 200]), (two, [16, 0])] {
         for count in counts {
-            db.put(&name, &directory(count), cover);
+            db.put(&name, &directory(count), COVER);
             let value = db.get(&name).into_value().expect("it is there");
-            assert_eq!((value.directory, value.cover), (directory(count), cover));
+            assert_eq!((value.directory, value.cover), (directory(count), COVER));
         }
     }
     let mut found = HashMap::new();
@@ -365,15 +361,10 @@ fn a_value_comes_back_from_its_pieces() {
 fn what_was_put_leaves_memory_and_is_read_leaf_by_leaf() {
     let dir = temporary();
     let db = Db::open(&dir.path().join("index"));
-    let cover = Cover {
-        file_len: 1 << 33,
-        closed: true,
-        damaged: false,
-    };
     let directory = directory(1500);
     let names: Vec<PackName> = (0..600).map(|_| PackName::random(1)).collect();
     for (number, name) in (1u64..).zip(&names) {
-        db.put(name, &directory, cover);
+        db.put(name, &directory, COVER);
         if number.is_multiple_of(FLUSH_EVERY) {
             db.flush();
         }

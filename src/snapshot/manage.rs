@@ -2,7 +2,9 @@
 
 use super::{Notes, Snapshot};
 use crate::disk::layer::Below;
-use crate::disk::{Attempt, Disk, Opened, SealTrouble, Seek, Taking, UNSEALED_MAX, Wait};
+use crate::disk::{
+    Attempt, Disk, KeptClosed, OPEN, Opened, SealTrouble, Seek, Taking, UNSEALED_MAX, Wait,
+};
 use crate::error::{Error, Result};
 use crate::events::{By, Event, What};
 use crate::manifest::SnapshotKind;
@@ -32,9 +34,15 @@ impl Disk {
             .find(|snapshot| snapshot.number == number)
     }
 
-    /// Counts a snapshot's image as open.
+    /// Counts a snapshot's image as open. [`Error::Missing`] if it is being or
+    /// has been deleted since it was looked up.
     pub fn open_snapshot(self: &Arc<Self>, snapshot: &Arc<Snapshot>) -> Result<Opened> {
         self.count_snapshot_open(snapshot.number)
+            .filter(|_| self.snapshot_by_number(snapshot.number).is_some())
+            .ok_or_else(|| Error::Missing {
+                what: "snapshot",
+                name: snapshot.name(),
+            })
     }
 
     /// Takes a snapshot; durable, with every layer below it, when this
@@ -143,18 +151,17 @@ impl Disk {
         }
         // Something may have been copied from it since.
         self.engine.sync_grafts()?;
-        let kept_closed = self.keep_snapshot_closed(snapshot.number);
-        let mut held = self.held_by(&snapshot);
-        if (!closed || kept_closed.is_none()) && held.is_empty() {
-            held.push("it is open, or mounted as a loop device".into());
-        }
-        if !held.is_empty() {
+        let kept_closed = match self.keep_to_delete(&snapshot) {
+            Ok(_) if !closed => Err(vec![OPEN.into()]),
+            kept_closed => kept_closed,
+        };
+        let _kept_closed = kept_closed.map_err(|held| {
             snapshot.touch();
-            return Err(Error::Busy {
+            Error::Busy {
                 what: format!("snapshot {name} of {}", self.name()),
                 by: held,
-            });
-        }
+            }
+        })?;
         self.forget_snapshot(&meta, name)?;
         self.note_deleted(name, by);
         self.engine.work.raise(|work| {
@@ -212,9 +219,24 @@ impl Disk {
                 .map(|image| format!("image {image} depends on it")),
         );
         if self.is_snapshot_open(snapshot.number) {
-            by.push("it is open, or mounted as a loop device".into());
+            by.push(OPEN.into());
         }
         by
+    }
+
+    /// Keeps a snapshot closed to delete it; else why it cannot be deleted, in
+    /// words. The caller holds `meta`.
+    pub(crate) fn keep_to_delete(
+        &self,
+        snapshot: &Snapshot,
+    ) -> std::result::Result<KeptClosed<'_>, Vec<String>> {
+        let kept_closed = self.keep_snapshot_closed(snapshot.number);
+        let held = self.held_by(snapshot);
+        match kept_closed {
+            Some(kept_closed) if held.is_empty() => Ok(kept_closed),
+            None if held.is_empty() => Err(vec![OPEN.into()]),
+            _ => Err(held),
+        }
     }
 
     /// Where data or a hole begins in a snapshot.

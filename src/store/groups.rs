@@ -267,12 +267,12 @@ impl Store {
         let mut held = open;
         let mut kept_closed = Vec::new();
         for (disk, snapshot) in &found.members {
-            // One that is open is among what holds it.
-            kept_closed.extend(disk.keep_snapshot_closed(snapshot.number));
-            let why = disk.held_by(snapshot);
-            if !why.is_empty() {
-                snapshot.touch();
-                held.push(format!("{}: {}", disk.name(), why.join(", ")));
+            match disk.keep_to_delete(snapshot) {
+                Ok(kept) => kept_closed.push(kept),
+                Err(why) => {
+                    snapshot.touch();
+                    held.push(format!("{}: {}", disk.name(), why.join(", ")));
+                }
             }
         }
         if !held.is_empty() {

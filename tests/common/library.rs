@@ -41,8 +41,22 @@ pub fn new_files() -> FaultyFiles {
 
 /// Opens the store in `files`, with its index below `root`.
 pub fn open_files(files: &FaultyFiles, root: &Path) -> Result<Arc<Store>> {
+    open_files_with(files, root, options())
+}
+
+/// [`open_files`] with other options.
+pub fn open_files_with(files: &FaultyFiles, root: &Path, options: Options) -> Result<Arc<Store>> {
     let files: Arc<dyn Files> = Arc::new(files.clone());
-    Store::open_in(files, root, options(), &Quiet)
+    Store::open_in(files, root, options, &Quiet)
+}
+
+/// Panics unless verify finds nothing in an open store.
+#[track_caller]
+pub fn assert_store_sound(store: &Store, what: &str) {
+    let mut findings = Vec::new();
+    let verified = store.verify(&Quiet, &mut |finding| findings.push(finding.to_string()));
+    verified.unwrap_or_else(|error| panic!("{what}: verify: {error}"));
+    assert!(findings.is_empty(), "{what}: verify finds {findings:?}");
 }
 
 /// The disk of that name.

@@ -314,6 +314,12 @@ pub fn assert_same(found: &[u8], expected: &[u8], what: &str) {
     }
 }
 
+/// The number that a variable of the environment has, if it is there.
+pub fn env_number(variable: &str) -> Option<u64> {
+    let text = std::env::var(variable).ok()?;
+    Some(text.parse().unwrap_or_else(|_| panic!("{variable}={text}")))
+}
+
 /// Panics unless `snapdisk verify` finds nothing in a store or mount.
 #[track_caller]
 pub fn assert_sound(place: &Path) {

@@ -2,7 +2,7 @@
 
 use crate::common::bytes::Random;
 use crate::common::faulty::{Call, Fault, FaultyFiles};
-use crate::common::library::{memory_dir, options};
+use crate::common::library::{assert_store_sound, memory_dir, options};
 use crate::common::reference::Image;
 use snapdisk::disk::{Disk, Seek, Source, Wait};
 use snapdisk::error::{Error, Result};
@@ -1077,12 +1077,7 @@ impl World {
     }
 
     fn verify(&self) {
-        let mut findings = Vec::new();
-        let verified = self
-            .store()
-            .verify(&Quiet, &mut |finding| findings.push(finding.to_string()));
-        verified.expect("verify runs");
-        assert!(findings.is_empty(), "verify finds {findings:?}");
+        assert_store_sound(self.store(), "the store");
     }
 
     fn end(&mut self) {

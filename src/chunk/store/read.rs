@@ -95,14 +95,11 @@ impl ChunkStore {
         let Some(info) = self.index.info(number) else {
             return Ok(None);
         };
-        let in_directory = |result: Result<Option<Entry>>| match result {
-            Ok(entry) => Ok(entry),
-            Err(Error::Missing { .. }) => {
-                Err(ReadError::Stale(format!("pack {} is missing", info.name)))
-            }
-            Err(error) => Err(ReadError::Io(error)),
+        let unread = |error| match error {
+            Error::Missing { .. } => ReadError::Stale(format!("pack {} is missing", info.name)),
+            error => ReadError::Io(error),
         };
-        let known = in_directory(self.index.find(number, id))?;
+        let known = self.index.find(number, id).map_err(unread)?;
         let Some(entry) = known.filter(|entry| entry.kind == kind) else {
             // A fingerprint in common, or a record that was lost with others.
             let damaged = self.index.info(number).is_some_and(|info| info.damaged);
@@ -118,8 +115,8 @@ impl ChunkStore {
             Err(ReadError::Stale(detail)) => detail,
             result => return result.map(Some),
         };
-        let reloaded = self.index.reload(number);
-        match in_directory(reloaded.map(|directory| directory.find(id).copied()))? {
+        let directory = self.index.reload(number).map_err(unread)?;
+        match directory.find(id).copied() {
             Some(now) if now.kind == kind && now != entry => self.read(&info.name, &now).map(Some),
             _ if !self.index.is_visible(number) => Ok(None),
             _ => Err(ReadError::Damaged(stale)),

@@ -9,6 +9,16 @@ fn sweep(store: &Arc<ChunkStore>, live: &[ChunkId]) -> Result<SweepReport> {
         .finish(&|_, id| live.contains(id), false, &|| true)
 }
 
+/// Chunks 0 to 59 in packs of their own, and 60 to 119 in others; the ids of
+/// the latter.
+fn two_sets(store: &Arc<ChunkStore>) -> Result<Vec<ChunkId>> {
+    put(store, 0..60)?;
+    store.rotate()?;
+    let ids = put(store, 60..120)?;
+    store.rotate()?;
+    Ok(ids)
+}
+
 #[test]
 fn dead_packs_go_and_live_ones_stay_without_a_payload_being_read() -> Result<()> {
     let mut fixture = Fixture::new();
@@ -148,10 +158,7 @@ fn a_pin_alive_at_any_time_of_a_run_protects_its_pack() -> Result<()> {
 fn without_room_for_copies_only_dead_packs_go() -> Result<()> {
     let mut fixture = Fixture::new();
     let (store, _) = fixture.open()?;
-    put(&store, 0..60)?;
-    store.rotate()?;
-    let ids = put(&store, 60..120)?;
-    store.rotate()?;
+    let ids = two_sets(&store)?;
     let live: HashSet<&ChunkId> = ids[..20].iter().collect();
     let is_live = |_: Kind, id: &ChunkId| live.contains(id);
     let run = store.sweep_begin()?.asking_for_room(|_| Ok(false));
@@ -239,10 +246,7 @@ fn anything_wrong_ends_it_with_nothing_deleted() -> Result<()> {
 fn without_space_for_copies_what_is_dead_goes_all_the_same() -> Result<()> {
     let mut fixture = Fixture::new();
     let (store, _) = fixture.open()?;
-    put(&store, 0..60)?;
-    store.rotate()?;
-    let ids = put(&store, 60..120)?;
-    store.rotate()?;
+    let ids = two_sets(&store)?;
     fixture.backend.faults().space = Some(CHUNK as u64 * 3);
     let report = sweep(&store, &ids[..10])?;
     assert!(report.no_space);
