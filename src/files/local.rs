@@ -9,6 +9,13 @@ use std::os::unix::fs::{DirBuilderExt, FileExt, OpenOptionsExt};
 use std::path::{Component, Path, PathBuf};
 use std::sync::Arc;
 
+/// No call writes across a multiple of so many bytes. What one call writes,
+/// the kernel keeps as one folio where it can, and ext4 (Linux 6.18) goes
+/// through all blocks of a folio whenever one of them is written again: 4 KiB
+/// overwrites of what was written a MiB at a time were three to four times
+/// slower than of what was written so.
+const PIECE: u64 = 64 << 10;
+
 /// How much is written at a time where a hole cannot be punched.
 static ZEROS: [u8; 65536] = [0; 65536];
 
@@ -117,8 +124,14 @@ impl File for LocalFile {
         Ok(done)
     }
 
-    fn write_all_at(&self, buf: &[u8], offset: u64) -> io::Result<()> {
-        self.0.write_all_at(buf, offset)
+    fn write_all_at(&self, mut buf: &[u8], mut offset: u64) -> io::Result<()> {
+        while !buf.is_empty() {
+            let part = (PIECE - offset % PIECE).min(buf.len() as u64);
+            let (now, later) = buf.split_at(part as usize);
+            self.0.write_all_at(now, offset)?;
+            (buf, offset) = (later, offset + part);
+        }
+        Ok(())
     }
 
     fn punch(&self, offset: u64, len: u64) -> io::Result<()> {
@@ -183,6 +196,24 @@ mod tests {
         file.write_back(0, 300_000, true)?;
         file.sync_data()?;
         file.drop_cache()
+    }
+
+    #[test]
+    fn what_is_written_in_pieces_is_one_write() -> io::Result<()> {
+        let dir = tempfile::tempdir()?;
+        let files = LocalFiles::new(dir.path());
+        let file = files.create_new(Path::new("f"))?;
+        let data: Vec<u8> = (0..3 * PIECE as u32 + 17)
+            .map(|i| (i % 251) as u8)
+            .collect();
+        for at in [PIECE, PIECE - 5000] {
+            file.write_all_at(&data, at)?;
+            assert_eq!(file.len()?, PIECE + data.len() as u64);
+            let mut read = vec![1; data.len()];
+            assert_eq!(file.read_at(&mut read, at)?, data.len());
+            assert!(read == data, "written at {at}");
+        }
+        Ok(())
     }
 
     #[test]
