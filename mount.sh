@@ -30,21 +30,31 @@ die() { say "$@"; exit 1; }
 # The systemd unit that mounts something at $1.
 unit_of() { echo "snapdisk-$(systemd-escape --path "$1").service"; }
 unit_dir=/etc/systemd/system
+quoted() { # quoted TEXT: as it is inside quotes in a unit
+    local text=${1//\\/\\\\}
+    text=${text//\"/\\\"}
+    echo "${text//%/%%}"
+}
+
 # A mount has to reach the whole system, so nothing here may give the service
 # a mount namespace of its own; Landlock confines the daemon instead.
 unit_text() { # unit_text STORE MNT
-    set -- "${1//%/%%}" "${2//%/%%}"
+    local store mnt dirs
+    # As systemd reads text in quotes; in commands it also expands $.
+    dirs=("$(quoted "$(dirname "$1")")" "$(quoted "$(dirname "$2")")")
+    store=$(quoted "$1") mnt=$(quoted "$2")
+    store=${store//\$/\$\$} mnt=${mnt//\$/\$\$}
     cat <<END
 [Unit]
-Description=snapdisk: $1 at $2
-RequiresMountsFor="$(dirname "$1")" "$(dirname "$2")"
+Description=snapdisk: ${1//%/%%} at ${2//%/%%}
+RequiresMountsFor="${dirs[0]}" "${dirs[1]}"
 After=local-fs.target
 Before=remote-fs.target
 
 [Service]
 Type=forking
-ExecStart="$bin_dir/snapdisk" mount -o allow_other "$1" "$2"
-ExecStop="$bin_dir/snapdisk" umount "$2"
+ExecStart="$bin_dir/snapdisk" mount -o allow_other "$store" "$mnt"
+ExecStop="$bin_dir/snapdisk" umount "$mnt"
 Restart=on-failure
 TimeoutStartSec=infinity
 TimeoutStopSec=300
@@ -161,7 +171,8 @@ case ${1:-} in "" | -*) usage_error ;; esac
 [ $# -le 2 ] || usage_error
 mnt=$(absolute "$1") store=$(absolute "${2:-$default_store}")
 read -r type source <<<"$(mounted_at "$mnt")"
-source=$(printf '%b' "$source")
+# mountinfo has \040 for a space; %b wants a 0 before the three digits.
+source=$(printf '%b' "${source//\\/\\0}")
 case $type in
     "") ;;
     fuse.snapdisk)

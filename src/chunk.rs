@@ -222,9 +222,9 @@ fn encode_at(level: i32, plain: &[u8]) -> (Codec, Cow<'_, [u8]>) {
 /// Unpacks to exactly `plain_len` bytes, whatever `stored` claims; the caller
 /// has checked that length against [`Kind::max_bytes`]. The error says what
 /// is wrong, in words.
-pub fn decode(codec: Codec, stored: &[u8], plain_len: u32) -> Result<Vec<u8>, String> {
+pub fn decode(codec: Codec, stored: Cow<'_, [u8]>, plain_len: u32) -> Result<Vec<u8>, String> {
     match codec {
-        Codec::Raw if stored.len() == plain_len as usize => Ok(stored.to_vec()),
+        Codec::Raw if stored.len() == plain_len as usize => Ok(stored.into_owned()),
         Codec::Raw => Err(format!("{} bytes instead of {plain_len}", stored.len())),
         Codec::Zstd => DECOMPRESSOR.with_borrow_mut(|decompressor| {
             let decompressor = match decompressor {
@@ -233,12 +233,12 @@ pub fn decode(codec: Codec, stored: &[u8], plain_len: u32) -> Result<Vec<u8>, St
                     none.insert(zstd::bulk::Decompressor::new().map_err(|error| error.to_string())?)
                 }
             };
-            let mut plain = vec![0; plain_len as usize];
-            let len = decompressor
-                .decompress_to_buffer(stored, &mut plain[..])
+            let mut plain = Vec::with_capacity(plain_len as usize);
+            decompressor
+                .decompress_to_buffer(&stored, &mut plain)
                 .map_err(|error| format!("its zstd frame does not unpack: {error}"))?;
-            if len != plain.len() {
-                return Err(format!("{len} bytes instead of {plain_len}"));
+            if plain.len() != plain_len as usize {
+                return Err(format!("{} bytes instead of {plain_len}", plain.len()));
             }
             Ok(plain)
         }),
@@ -290,7 +290,7 @@ mod tests {
         let (codec, stored) = encode(&text);
         assert_eq!(codec, Codec::Zstd);
         assert!(stored.len() < text.len() / 10);
-        assert_eq!(decode(codec, &stored, text.len() as u32), Ok(text.clone()));
+        assert_eq!(decode(codec, stored, text.len() as u32), Ok(text.clone()));
 
         let mut noise = vec![0; 65536];
         blake3::Hasher::new().finalize_xof().fill(&mut noise);
@@ -302,10 +302,10 @@ mod tests {
     #[test]
     fn a_frame_that_unpacks_to_more_or_less_is_refused() {
         let (codec, bomb) = encode(&[0; 1 << 20]);
-        assert!(decode(codec, &bomb, 65536).is_err());
-        assert!(decode(codec, &bomb, (1 << 20) + 1).is_err());
-        assert!(decode(codec, &bomb[..bomb.len() - 1], 1 << 20).is_err());
-        assert!(decode(Codec::Zstd, b"nonsense", 8).is_err());
-        assert!(decode(Codec::Raw, b"four", 5).is_err());
+        assert!(decode(codec, bomb.clone(), 65536).is_err());
+        assert!(decode(codec, bomb.clone(), (1 << 20) + 1).is_err());
+        assert!(decode(codec, bomb[..bomb.len() - 1].into(), 1 << 20).is_err());
+        assert!(decode(Codec::Zstd, b"nonsense"[..].into(), 8).is_err());
+        assert!(decode(Codec::Raw, b"four"[..].into(), 5).is_err());
     }
 }

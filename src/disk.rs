@@ -55,6 +55,9 @@ use uuid::Uuid;
 
 /// Unsealed layers of a disk over which `mkdir` waits for the sealer.
 pub const UNSEALED_MAX: usize = 64;
+/// Layers of a disk that cannot be sealed over which `mkdir` is refused:
+/// every read has to go through all of them.
+pub(crate) const STUCK_MAX: usize = 512;
 
 /// What every disk of a store shares.
 pub struct Engine {
@@ -96,6 +99,9 @@ pub struct Engine {
     pub gate: RwLock<()>,
     /// Tells when the wall clock is set; None where the system cannot.
     pub clock: Option<ClockWatch>,
+    /// What deleting snapshots alone would free, by disk and number, with
+    /// what that was worked out from. A leaf.
+    pub unique: Mutex<HashMap<(Uuid, u32), (blake3::Hash, u64)>>,
     /// Answers fsyncs.
     pub flushes: Pool,
     /// Something was written since the flusher last looked.
@@ -283,6 +289,9 @@ pub struct Disk {
     poisoned: OnceLock<String>,
     /// The unsealed layers that the manifest on disk names: their files stay.
     durable_layers: Mutex<HashSet<LayerId>>,
+    /// Of the manifest that was read, what nothing reaches because a log
+    /// that names it could not be read: it stays named until it can.
+    out_of_reach: Vec<LayerRecord>,
     allocated: Mutex<Option<(LayerId, u64, u64)>>,
     last_rollback: Mutex<String>,
     /// When an import that nobody writes any more is to be finished.
@@ -332,6 +341,7 @@ impl Disk {
             opens: Arc::default(),
             poisoned: OnceLock::new(),
             durable_layers: Mutex::default(),
+            out_of_reach: Vec::new(),
             allocated: Mutex::default(),
             last_rollback: Mutex::default(),
             finish_at: Mutex::default(),
@@ -386,8 +396,15 @@ impl Disk {
             sequence: record.sequence,
             nonce: Some(record.nonce),
         };
-        let disk = Disk::with(engine, record.id, record.number, record.role, state);
+        let mut disk = Disk::with(engine, record.id, record.number, record.role, state);
         *disk.durable_layers.lock() = unsealed(record);
+        if disk.layers().iter().any(|layer| layer.broken().is_some()) {
+            let now = disk.record(&disk.state.read(), None).layers;
+            let reached: HashSet<LayerId> = now.iter().map(|layer| layer.id).collect();
+            let others = record.layers.iter();
+            let others = others.filter(|layer| !reached.contains(&layer.id));
+            disk.out_of_reach = others.cloned().collect();
+        }
         Ok(Arc::new(disk))
     }
 
@@ -400,9 +417,13 @@ impl Disk {
                 continue;
             }
             match layer.settle_end(&self.engine.sealed) {
-                // What is behind the end lies in a lost segment.
-                Err(error @ Error::Damaged { .. }) => {
+                // What is behind the end lies in a lost segment, or cannot
+                // be read: then it must not show when the image grows.
+                Err(error) if error.is_unreadable() => {
                     tracing::error!("layer {}: {error}", layer.id);
+                    if !matches!(error, Error::Damaged { .. }) {
+                        layer.fail(&error);
+                    }
                 }
                 settled => settled?,
             }
@@ -530,8 +551,14 @@ impl Disk {
         let record = self.record(next, previous);
         let named = unsealed(&record);
         // Until it is known which of the two is on disk, both count.
+        let before = self.durable_layers.lock().clone();
         self.durable_layers.lock().extend(named.iter().copied());
         let replaced = self.engine.manifests.replace(&record);
+        if let Err(error) = &replaced
+            && error.is_no_space()
+        {
+            *self.durable_layers.lock() = before;
+        }
         if let Err(error @ Error::MetadataUnknown { .. }) = &replaced {
             // What is written from now on would be in a head that the
             // manifest on disk may not name (invariant 1).
@@ -567,6 +594,17 @@ impl Disk {
                 snapshot.record(name, base_record(&base))
             })
             .collect();
+        for known in &self.out_of_reach {
+            if layers.seen.insert(known.id) {
+                // Another disk may reach it, and it may have been sealed.
+                let layer = self.engine.layers.lock().get(&known.id).cloned();
+                let sealed = layer.and_then(|layer| layer.sealed().map(|root| root.id));
+                layers.records.push(LayerRecord {
+                    root: known.root.or(sealed),
+                    ..known.clone()
+                });
+            }
+        }
         DiskRecord {
             id: self.id,
             number: self.number,

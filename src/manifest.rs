@@ -431,7 +431,8 @@ pub trait Manifest: Serialize + DeserializeOwned {
     /// Its key in the backend.
     fn key(&self) -> String;
     /// What in it no program has written, in words: numbers that could not
-    /// be counted on from.
+    /// be counted on from. Times are not among them: people set them as they
+    /// like, and all arithmetic with them saturates.
     fn absurdity(&self) -> Option<&'static str> {
         None
     }
@@ -439,8 +440,6 @@ pub trait Manifest: Serialize + DeserializeOwned {
 
 /// Counters stay below this.
 const COUNT_LIMIT: u64 = 1 << 62;
-/// Nanoseconds from 1970 stay within this, some 146 years to either side.
-const TIME_LIMIT: i64 = 1 << 62;
 
 impl Manifest for Header {
     const KIND: &'static str = "store";
@@ -469,14 +468,7 @@ impl Manifest for DiskRecord {
         let sizes = self.layers.iter().map(|layer| layer.size);
         let mut sizes = sizes.chain(self.snapshots.iter().map(|snapshot| snapshot.size));
         let mut numbers = self.snapshots.iter().map(|snapshot| snapshot.number);
-        let times = self.snapshots.iter().flat_map(|snapshot| {
-            let expires = snapshot.expires_ns.unwrap_or_default();
-            [snapshot.created_ns, snapshot.changed_ns, expires]
-        });
         let image = self.image.as_ref();
-        let times = times
-            .chain([self.created_ns, self.modified_ns])
-            .chain(image.map(|image| image.modified_ns));
         if self.number >= NUMBER_LIMIT
             || self.next_snapshot > NUMBER_LIMIT
             || self.sequence >= COUNT_LIMIT
@@ -489,14 +481,6 @@ impl Manifest for DiskRecord {
         }
         if sizes.any(|size| size > MAX_SIZE) {
             return Some("a size in it is over the limit");
-        }
-        let policy = self.policy.as_ref().map(|policy| match policy {
-            PolicyUse::Own(text) => text.modified_ns,
-            PolicyUse::Named { since_ns, .. } => *since_ns,
-        });
-        let mut times = times.chain(policy).chain(self.slot_ns);
-        if times.any(|time| !in_calendar(time)) {
-            return Some("a time in it is in no calendar");
         }
         None
     }
@@ -513,8 +497,7 @@ impl Manifest for PolicyRecord {
         entry_key(&self.id, EntryKind::Policy)
     }
     fn absurdity(&self) -> Option<&'static str> {
-        (self.number >= NUMBER_LIMIT || !in_calendar(self.text.modified_ns))
-            .then_some("a number in it is beyond all counting")
+        (self.number >= NUMBER_LIMIT).then_some("its number is beyond all counting")
     }
 }
 impl Manifest for GroupRecord {
@@ -523,13 +506,8 @@ impl Manifest for GroupRecord {
         entry_key(&self.id, EntryKind::Group)
     }
     fn absurdity(&self) -> Option<&'static str> {
-        (self.number >= NUMBER_LIMIT || !in_calendar(self.created_ns))
-            .then_some("a number in it is beyond all counting")
+        (self.number >= NUMBER_LIMIT).then_some("its number is beyond all counting")
     }
-}
-
-fn in_calendar(ns: i64) -> bool {
-    (-TIME_LIMIT..TIME_LIMIT).contains(&ns)
 }
 
 /// Key of the store's header.
@@ -797,6 +775,10 @@ impl Manifests {
             log_ends: BTreeMap::new(),
             apart: BTreeSet::new(),
         };
+        let most = |kind, disk: &DiskRecord| {
+            let of_kind = disk.snapshots.iter().filter(|one| one.kind == kind);
+            u32::try_from(of_kind.count()).unwrap_or(u32::MAX)
+        };
         for key in self.list()? {
             let Some((id, kind)) = entry_of(&key) else {
                 continue;
@@ -805,6 +787,13 @@ impl Manifests {
             let number = match kind {
                 EntryKind::Disk => self.read::<DiskRecord>(&key).ok().flatten().map(|disk| {
                     catalogue.epoch = catalogue.epoch.max(disk.epoch);
+                    // The limits are lost, and with lower ones the next
+                    // automatic snapshot would make others go.
+                    let limits = &mut catalogue.settings;
+                    let manual = most(SnapshotKind::Manual, &disk);
+                    let automatic = most(SnapshotKind::Automatic, &disk);
+                    limits.max_manual_snapshots = limits.max_manual_snapshots.max(manual);
+                    limits.max_automatic_snapshots = limits.max_automatic_snapshots.max(automatic);
                     // Also one whose manifest is gone: without it its members
                     // would count as never acknowledged.
                     let groups = disk.snapshots.iter().filter_map(|snapshot| snapshot.group);

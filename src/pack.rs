@@ -61,7 +61,7 @@ mod writer;
 
 pub use directory::{Directory, ENTRY_BYTES, Entry};
 pub use finding::Finding;
-pub use open::{Contents, check_header, glance, read_contents, read_trailer};
+pub use open::{Contents, check_header, glance, is_foreign, read_contents, read_trailer};
 pub use record::{HEADER_BYTES as RECORD_HEADER_BYTES, ReadError, Stored, read_record};
 pub use scan::scan;
 pub use writer::PackWriter;

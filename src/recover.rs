@@ -49,28 +49,46 @@ pub struct Damage {
     /// The entry of the catalogue that nothing could be made of, if it is
     /// one.
     pub entry: Option<Uuid>,
+    /// Whether it was mended, and is only not relied on before the store is
+    /// opened again.
+    pub is_mended: bool,
 }
 
 impl Damage {
     fn of_entry(entry: Uuid, text: String) -> Damage {
         Damage {
-            text,
             entry: Some(entry),
+            ..Damage::other(text)
         }
     }
 
     fn other(text: String) -> Damage {
-        Damage { text, entry: None }
+        Damage {
+            text,
+            entry: None,
+            is_mended: false,
+        }
     }
 }
 
 /// Reads every manifest that the catalogue lists and opens what they name.
+/// A catalogue that was made anew, `is_anew`, may lack some.
 pub fn recover(
     engine: &Arc<Engine>,
     catalogue: &Catalogue,
+    is_anew: bool,
     progress: &dyn Progress,
 ) -> Result<Recovered> {
     let mut damage = Vec::new();
+    if is_anew {
+        let text = "the catalogue was made anew from the manifests that are there: nobody knows \
+                    whether there were others; what nothing names is kept until the store is \
+                    opened again";
+        damage.push(Damage {
+            is_mended: true,
+            ..Damage::other(text.to_owned())
+        });
+    }
     let mut records = Vec::new();
     let mut links = Vec::new();
     let mut policies = BTreeMap::new();

@@ -113,7 +113,7 @@ impl Store {
             let catalogue = self.lock_catalogue();
             report.orphans = recover::remove_orphans(&self.engine, &catalogue)?;
         }
-        for damage in self.damage.lock().iter() {
+        for damage in self.damage.lock().iter().filter(|damage| !damage.is_mended) {
             found(Finding::Manifest {
                 detail: damage.text.clone(),
             });

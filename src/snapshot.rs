@@ -19,6 +19,7 @@ mod info;
 mod manage;
 mod notes;
 
+pub(crate) use info::UNIQUE;
 pub use notes::Notes;
 
 /// A disk as it was at one instant.
@@ -228,7 +229,8 @@ impl Snapshot {
         }
         // A root that no manifest names yet is none.
         match &*self.base.read() {
-            Below::Layer(layer) if layer.broken().is_some() => "damaged",
+            // Broken, or over something that is: it is never sealed.
+            Below::Layer(layer) if layer.is_stuck() => "damaged",
             Below::Layer(_) => "sealing",
             Below::Lost(_) => "damaged",
             _ => "ready",

@@ -460,7 +460,8 @@ impl Store {
     }
 
     /// Changes how many snapshots a disk may have; durable when this
-    /// returns. Those there are stay, also if they are more.
+    /// returns. Those there are stay; with the next automatic snapshot of a
+    /// disk the oldest of its automatic ones above the limit go.
     pub fn set_settings(&self, settings: Settings) -> Result<()> {
         self.engine.check_open()?;
         let mut catalogue = self.catalogue.lock();

@@ -124,6 +124,18 @@ pub fn set_xattr(path: &Path, name: &str, value: &[u8]) -> io::Result<()> {
     })
 }
 
+/// Whether nobody has the other end of a pipe or socket any more.
+pub fn is_hung_up(file: BorrowedFd<'_>) -> bool {
+    let mut poll = libc::pollfd {
+        fd: file.as_raw_fd(),
+        events: 0,
+        revents: 0,
+    };
+    // SAFETY: one pollfd that outlives the call.
+    let ready = unsafe { libc::poll(&mut poll, 1, 0) };
+    ready == 1 && poll.revents & (libc::POLLERR | libc::POLLHUP) != 0
+}
+
 /// The value of an extended attribute of at most 64 KiB, which is the most
 /// that the kernel passes.
 pub fn get_xattr(path: &Path, name: &str) -> io::Result<Vec<u8>> {

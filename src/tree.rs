@@ -38,7 +38,6 @@ use crate::time;
 use drafts::{POLICIES, place_of};
 use parking_lot::Mutex;
 use status::StatusFile;
-use std::collections::HashMap;
 use std::ffi::OsStr;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -68,9 +67,6 @@ pub const SNAPSHOTS: &str = ".snapshots";
 pub const LATEST: &str = "latest";
 /// What a snapshot tells about itself.
 pub const INFO_FILE: &str = "info.toml";
-
-/// More rendered lengths than this are forgotten and rendered again.
-const INFO_LENGTHS: usize = 4096;
 
 /// Something that a path leads to. Disks and imports are meant by their
 /// number, snapshots by their disk's and their own.
@@ -217,9 +213,6 @@ pub struct Tree {
     drafts: drafts::Drafts,
     /// Where it is mounted, if it is.
     mount_point: Option<PathBuf>,
-    /// Length of each `info.toml` when it was last rendered, and its time of
-    /// change then. A leaf.
-    info_lengths: Mutex<HashMap<(u32, u32), (SystemTime, u64)>>,
 }
 
 struct Touched {
@@ -248,7 +241,6 @@ impl Tree {
             guard: guard::Guard::default(),
             drafts: drafts::Drafts::default(),
             mount_point: None,
-            info_lengths: Mutex::default(),
         }
     }
 
@@ -501,22 +493,12 @@ impl Tree {
             }
             Node::SnapshotInfo(number, number_in_disk) => {
                 let (disk, snapshot) = self.snapshot(number, number_in_disk)?;
-                let changed = snapshot.changed();
-                let known = self
-                    .info_lengths
-                    .lock()
-                    .get(&(number, number_in_disk))
-                    .copied();
-                let length = match (known, wait) {
-                    (Some((then, length)), _) if then == changed => length,
-                    (_, Wait::No) => return Ok(Attempt::WouldBlock),
-                    (_, Wait::Yes) => self.info(&disk, &snapshot)?.len() as u64,
-                };
+                let length = disk.snapshot_outline(&snapshot)?.len() as u64;
                 let owner = Owner {
                     mode: 0o444,
                     ..disk.attributes().owner
                 };
-                file(owner, length, changed)
+                file(owner, length, snapshot.changed())
             }
         }))
     }
@@ -606,21 +588,6 @@ impl Tree {
     fn group(&self, number: u32) -> Result<Group> {
         let group = self.store.group_by_number(number);
         group.ok_or_else(|| missing("group", format!("number {number}")))
-    }
-
-    /// Renders a snapshot's `info.toml`. Waits.
-    pub fn info(&self, disk: &Arc<Disk>, snapshot: &Arc<Snapshot>) -> Result<String> {
-        // Asked before rendering: a change in between shows as a newer time
-        // and is rendered again.
-        let changed = snapshot.changed();
-        let text = disk.snapshot_info(snapshot)?;
-        let mut lengths = self.info_lengths.lock();
-        if lengths.len() >= INFO_LENGTHS {
-            lengths.clear();
-        }
-        let key = (disk.number(), snapshot.number());
-        lengths.insert(key, (changed, text.len() as u64));
-        Ok(text)
     }
 
     /// Where a symbolic link leads.

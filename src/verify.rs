@@ -163,8 +163,9 @@ impl Store {
         report: &mut VerifyReport,
         found: &mut dyn FnMut(Finding),
     ) -> Result<()> {
-        let known = self.damage.lock().clone();
-        let mut told: Vec<String> = known.into_iter().map(|damage| damage.text).collect();
+        let known = self.damage.lock().clone().into_iter();
+        let known = known.filter(|damage| !damage.is_mended);
+        let mut told: Vec<String> = known.map(|damage| damage.text).collect();
         for detail in self.check_manifests(&mut report.manifests)? {
             if !told.contains(&detail) {
                 told.push(detail);
@@ -212,7 +213,7 @@ impl Store {
         let chunks = self.chunks();
         let lacks = |kind: Kind, id: &ChunkId| match kind {
             Kind::Data if wrong.contains(id) => {
-                let read = chunks.get(Kind::Data, id);
+                let read = chunks.stored(Kind::Data, id);
                 read.err().map(|error| error.to_string())
             }
             Kind::Data if chunks.stored_len(Kind::Data, id).is_none() => {
@@ -274,6 +275,10 @@ impl Store {
             // A page is not walked again only if all below it was sound.
             if bad.is_empty() {
                 whole.extend(pages);
+            }
+            // Deleted meanwhile: what it alone had may be gone.
+            if !bad.is_empty() && !self.roots().contains_key(id) {
+                continue;
             }
             lost.insert(*id, !bad.is_empty());
             for (chunks, detail) in bad {

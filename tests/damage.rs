@@ -367,8 +367,16 @@ fn use_it(what: &str, sample: &Sample, files: &FaultyFiles, root: &Path, path: &
     }
     let collected = store.gc(false, &Quiet);
     if collected.is_ok() {
+        // A layer that lacks data is not sealed; which chunks are needed is
+        // known all the same, while its log is whole.
+        let is_log = path.extension().is_some_and(|extension| extension == "log");
+        let harmless = |finding: &Finding| match finding {
+            Finding::Range { .. } => true,
+            Finding::Layer { .. } => !is_log,
+            _ => false,
+        };
         assert!(
-            !findings.iter().any(|f| !matches!(f, Finding::Range { .. })),
+            findings.iter().all(harmless),
             "{what}: gc ran over {findings:?}"
         );
     }

@@ -14,10 +14,11 @@ mod common;
 use common::bytes::Random;
 use common::faulty::{Call, Fault, FaultyFiles};
 use common::library::*;
-use snapdisk::disk::{Disk, Wait};
+use snapdisk::disk::{AttributeChange, Disk, Source, Wait};
+use snapdisk::name::{ImageName, SnapshotName};
 use snapdisk::progress::Quiet;
 use snapdisk::store::{Options, Store};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 use std::sync::Arc;
 
@@ -510,4 +511,202 @@ fn what_cannot_be_read_at_the_start_takes_nothing_else_with_it() {
         }
     }
     assert!(refused > 0, "nothing was unreadable in {cells} cells");
+}
+
+/// The logs of layers that are there.
+fn logs_of(files: &FaultyFiles) -> BTreeSet<String> {
+    let paths = files.paths().into_iter();
+    let texts = paths.map(|path| path.to_string_lossy().into_owned());
+    texts.filter(|path| path.ends_with(".log")).collect()
+}
+
+/// The one log that was not there before.
+#[track_caller]
+fn only_new(files: &FaultyFiles, before: &BTreeSet<String>) -> String {
+    let now = logs_of(files);
+    let new: Vec<&String> = now.difference(before).collect();
+    assert_eq!(new.len(), 1, "{new:?}");
+    new[0].clone()
+}
+
+/// Invariants 1 and 4: what a disk's log cannot be read for now is not
+/// written down as if it were all: no snapshot is taken and nothing is rolled
+/// back meanwhile, and when the log can be read again everything is there.
+#[test]
+fn a_log_that_cannot_be_read_now_costs_nothing_later() {
+    let home = memory_dir();
+    let files = new_files();
+    let store = open_files(&files, home.path()).expect("it opens");
+    let bytes = Random(4).bytes(4 * CHUNK);
+    // One that never had a snapshot, so that only its log knows its size, and
+    // one whose log refers to a layer that is not sealed.
+    let before_young = logs_of(&files);
+    let young = make(&store, "young").expect("a disk");
+    write(&young, 0, &bytes).expect("written");
+    let log_of_young = only_new(&files, &before_young);
+    let source = make(&store, "source").expect("a disk");
+    write(&source, 0, &bytes).expect("written");
+    take_of(&source, "base").expect("a snapshot");
+    let before_clone = logs_of(&files);
+    let clone = make(&store, "clone").expect("a disk");
+    let base = source.snapshot("base").expect("it was taken");
+    let from = Source::Snapshot(source.clone(), base);
+    let len = bytes.len() as u64;
+    clone.copy_range(&from, 0, 0, len).expect("copied");
+    clone.flush().expect("flushed");
+    let logs = [log_of_young, only_new(&files, &before_clone)];
+    drop((young, source, clone, from));
+    let files = files.kill();
+    drop(store);
+    for (name, log) in ["young", "clone"].into_iter().zip(logs) {
+        let files = files.fork();
+        files.fail(Fault {
+            call: Call::Read,
+            path: log,
+            errno: libc::EIO,
+            after: 0,
+            times: 1,
+        });
+        let store = open_files(&files, home.path()).expect("it opens");
+        let broken = disk(&store, name);
+        let mut found = vec![0; bytes.len()];
+        assert!(broken.read(0, &mut found, Wait::Yes).is_err(), "{name}");
+        assert!(take_of(&broken, "early").is_err(), "{name}");
+        // Its manifest is written all the same, for another reason.
+        let owner = AttributeChange {
+            mode: Some(0o700),
+            ..AttributeChange::default()
+        };
+        broken.set_attributes(owner).expect("changed");
+        drop(broken);
+        let _ = store.close();
+        drop(store);
+        files.mend();
+        let store = open_files(&files, home.path()).expect("it opens again");
+        let mended = disk(&store, name);
+        let read = mended.read(0, &mut found, Wait::Yes);
+        let read = read.unwrap_or_else(|error| panic!("{name}: {error}"));
+        assert_eq!(read.waited(), bytes.len(), "{name}");
+        assert!(found == bytes, "{name}: other bytes");
+        take_of(&mended, "late").expect("a snapshot");
+        wait_all_sealed(&store);
+        assert_store_sound(&store, name);
+        drop(mended);
+        store.close().expect("closing");
+    }
+}
+
+/// Invariant 4: a write that cannot be completed, because what lies below it
+/// cannot be read, is refused, and nothing else of the disk is.
+#[test]
+fn what_cannot_be_read_refuses_one_write_and_not_the_disk() {
+    let home = memory_dir();
+    let (files, bytes) = sample(home.path());
+    let store = open_files(&files, home.path()).expect("it opens");
+    let a = disk(&store, "a");
+    files.fail(Fault {
+        call: Call::Read,
+        path: "packs/".into(),
+        errno: libc::EIO,
+        after: 0,
+        times: u64::MAX,
+    });
+    let partly = a.write(4 * CHUNK as u64 + 7, b"some", Wait::Yes);
+    assert!(partly.is_err(), "{partly:?}");
+    let whole = Random(6).bytes(CHUNK);
+    write(&a, 3 * CHUNK, &whole).expect("a whole block needs nothing from below");
+    files.mend();
+    write(&a, 4 * CHUNK + 7, b"some").expect("written, now that it can be read");
+    let mut expected = bytes.clone();
+    expected[3 * CHUNK..4 * CHUNK].copy_from_slice(&whole);
+    expected[4 * CHUNK + 7..][..4].copy_from_slice(b"some");
+    let mut found = vec![0; expected.len()];
+    a.read(0, &mut found, Wait::Yes).expect("it is read");
+    assert!(found[CHUNK..] == expected[CHUNK..]);
+    drop(a);
+    store.close().expect("closing");
+}
+
+/// A group that fails at one disk leaves the others as they were: also those
+/// that it had not come to are sealed and taken of afterwards.
+#[test]
+fn a_group_that_fails_at_one_disk_leaves_the_others_well() {
+    let home = memory_dir();
+    let files = new_files();
+    let store = open_files(&files, home.path()).expect("it opens");
+    let names: Vec<String> = (0..20).map(|number| format!("disk-{number}")).collect();
+    let before = logs_of(&files);
+    let mut first = None;
+    for name in &names {
+        let disk = make(&store, name).expect("a disk");
+        write(&disk, 0, name.as_bytes()).expect("written");
+        first.get_or_insert_with(|| only_new(&files, &before));
+        disk.write(0, name.to_uppercase().as_bytes(), Wait::Yes)
+            .expect("written");
+    }
+    let log = first.expect("a log");
+    files.fail(Fault {
+        call: Call::Sync,
+        path: log.trim_end_matches("log").to_owned(),
+        errno: libc::EIO,
+        after: 0,
+        times: 1,
+    });
+    let group = SnapshotName::parse("together".as_ref()).expect("a name");
+    let taken = store.take_group(group, None, OWNER);
+    assert!(taken.is_err() && files.hits() > 0);
+    for name in &names[1..] {
+        let disk = disk(&store, name);
+        disk.write(0, name.as_bytes(), Wait::Yes).expect("written");
+        take_of(&disk, "alone").unwrap_or_else(|error| panic!("{name}: {error}"));
+        let alone = disk.snapshot("alone").expect("it was taken");
+        common::wait_until("it is sealed", || alone.state() == "ready");
+    }
+}
+
+/// Invariant 3: while the last writer's image is being finished nobody begins
+/// to write to it: what is acknowledged is in the finished image.
+#[test]
+fn an_image_that_is_being_finished_takes_no_more_writes() {
+    let home = memory_dir();
+    let (files, _) = sample(home.path());
+    files.let_others_in();
+    let store = open_files(&files, home.path()).expect("it opens");
+    let (mut late, mut early) = (0, 0);
+    for round in 0..200 {
+        let name = format!("image-{round}.img");
+        let name = ImageName::parse(name.as_ref()).expect("a name");
+        let image = store.create_image(name, OWNER).expect("an image");
+        write(&image, 0, &[1; 9000]).expect("written");
+        std::thread::scope(|scope| {
+            scope.spawn(|| image.finish_import().expect("finished"));
+            (0..round % 50).for_each(|_| std::thread::yield_now());
+            let written = image.open_live(true).and_then(|opened| {
+                write(&image, 0, &[2; 9000])?;
+                drop(opened);
+                Ok(())
+            });
+            match written {
+                Ok(()) => early += 1,
+                Err(_) => late += 1,
+            }
+            if written.is_ok() {
+                let mut found = vec![0; 9000];
+                // Whether it is finished by now or not.
+                common::wait_until("the image is read", || {
+                    image.read(0, &mut found, Wait::Yes).is_ok()
+                });
+                assert!(found == [2; 9000], "round {round}: the write is gone");
+            }
+        });
+        let mut found = vec![0; 9000];
+        image.read(0, &mut found, Wait::Yes).expect("it is read");
+        let expected = if found[0] == 2 { [2; 9000] } else { [1; 9000] };
+        assert!(found == expected, "round {round}");
+    }
+    assert!(
+        late > 0,
+        "never while it was being finished ({early} before)"
+    );
+    store.close().expect("closing");
 }

@@ -343,7 +343,11 @@ fn map_pages_and_roots() {
     backend.put_new(&name.key(), &bytes).expect("a new object");
     let scanned = pack::scan(&backend, &name, bytes.len() as u64, |entry, stored| {
         if entry.kind != Kind::Data {
-            let plain = snapdisk::chunk::decode(stored.codec, &stored.payload, stored.plain_len);
+            let plain = snapdisk::chunk::decode(
+                stored.codec,
+                (&stored.payload[..]).into(),
+                stored.plain_len,
+            );
             seeds.push(plain.expect("a sound record"));
         }
     });
@@ -371,8 +375,12 @@ fn chunks_and_zstd_bombs() {
     let decode = |bytes: &[u8]| {
         // A frame that claims a gigabyte gets what its record says.
         for plain_len in [0, 1, 4096, 65536] {
-            drop(snapdisk::chunk::decode(Codec::Zstd, bytes, plain_len));
-            drop(snapdisk::chunk::decode(Codec::Raw, bytes, plain_len));
+            drop(snapdisk::chunk::decode(
+                Codec::Zstd,
+                bytes.into(),
+                plain_len,
+            ));
+            drop(snapdisk::chunk::decode(Codec::Raw, bytes.into(), plain_len));
         }
     };
     feed("zstd", &seeds, 20_000, 1 << 20, &|_| (), &decode);

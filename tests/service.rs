@@ -608,6 +608,14 @@ fn a_follower_misses_no_event() {
         ask(&["explain", "--json", &shown(&held)])["reason"]
     );
     snapdisk_fails(&["explain", "EFBIG", &point]);
+    // Also of what is not there because of it.
+    let refused = web.join(".snapshots/auto-1");
+    assert_errno(fs::create_dir(&refused), libc::EINVAL, "a reserved name");
+    let said = snapdisk(&["explain", &shown(&refused)]);
+    assert!(said.contains("mkdir") && said.contains("EINVAL"), "{said}");
+    // A follower ends with whoever reads it.
+    let first = sh(&format!("{SNAPDISK} events -f '{point}' | head -n 1"));
+    assert_eq!(first.lines().count(), 1);
     let before = fs::read_to_string(mount.path(".status/events.jsonl")).expect("events");
     mount.remount();
     let after = fs::read_to_string(mount.path(".status/events.jsonl")).expect("events");

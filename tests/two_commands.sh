@@ -12,7 +12,7 @@ if [ "$(id -u)" != 0 ] || ! [ -w /dev/fuse ]; then
 fi
 
 work=$(mktemp -d /var/tmp/snapdisk-test-XXXXXX)
-mnt=$work/mnt store=$work/store
+mnt=$work/mnt store="$work/store 1" # mountinfo writes a space in another way
 end() {
     ./mount.sh --unboot "$mnt" >/dev/null 2>&1 || true
     ./mount.sh --umount "$mnt" >/dev/null 2>&1 || umount -l "$mnt" 2>/dev/null || true

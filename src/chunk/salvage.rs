@@ -68,6 +68,9 @@ impl SweepRun {
         let mut known: Vec<Entry> = Vec::new();
         for (number, name) in numbered {
             match self.salvage_pack(number, &name, &mut salvaged) {
+                Ok(()) if self.is_foreign(&name) => {
+                    tracing::error!("pack {name} is another store's or another pack: it stays");
+                }
                 Ok(()) => salvaged.packs.push((number, name)),
                 // Whatever it is that cannot be read: what else had it says.
                 Err(error) if !error.is_no_space() && self.store.check_poison().is_ok() => {
@@ -94,6 +97,11 @@ impl SweepRun {
             self.store.read_back(entry, &from)?;
         }
         Ok(salvaged)
+    }
+
+    fn is_foreign(&self, name: &PackName) -> bool {
+        let store = self.store.options.store;
+        pack::is_foreign(&*self.store.backend, name, store).unwrap_or(true)
     }
 
     fn salvage_pack(

@@ -72,7 +72,8 @@ pub struct Stats {
 }
 
 /// A chunk in memory.
-type Cached = (Kind, Arc<[u8]>);
+pub type Bytes = Arc<Vec<u8>>;
+type Cached = (Kind, Bytes);
 
 #[derive(Clone)]
 struct CacheWeight;
@@ -130,9 +131,10 @@ pub struct ChunkStore {
     pub(super) pins: Mutex<Pins>,
     /// The first error that made packs untrustworthy. A leaf.
     poison: Mutex<Option<String>>,
-    /// Whether all directories were read from the packs because a chunk was
-    /// in no pack that the index knows. Held over that, and taken alone.
-    looked_everywhere: Mutex<bool>,
+    /// Packs whose directories are still to be read because a chunk was in
+    /// no pack that the index knows; None before the first such chunk: all.
+    /// Held over the reading, and taken alone.
+    to_look_at: Mutex<Option<Vec<PackNumber>>>,
     /// Damaged packs of which something is needed: no sweep judges them. A
     /// leaf.
     pub(super) apart: Mutex<HashSet<PackName>>,
@@ -170,7 +172,7 @@ impl ChunkStore {
             open: RwLock::default(),
             pins: Mutex::default(),
             poison: Mutex::default(),
-            looked_everywhere: Mutex::new(false),
+            to_look_at: Mutex::default(),
             apart: Mutex::default(),
             options,
         };

@@ -4,7 +4,7 @@ use super::ask::{Place, ask};
 use super::bar::Bar;
 use super::failure::Failure;
 use super::mountinfo::absolute;
-use super::out::say;
+use super::out::{self, say};
 use super::size::human;
 use crate::sys;
 use crate::verbs::Request;
@@ -100,7 +100,7 @@ pub(super) fn events(events: &Events) -> anyhow::Result<ExitCode> {
             true => say!("{event}"),
             false => say!("{}", line(event)),
         })?;
-        if !events.follow {
+        if !events.follow || !out::is_read() {
             return Ok(ExitCode::SUCCESS);
         }
         first = answer["next"].as_u64().unwrap_or(first);
@@ -139,15 +139,31 @@ fn line(event: &Value) -> String {
         .to_owned()
 }
 
+/// The absolute path, also of what is not there because it was refused: its
+/// directory is.
+fn absolute_or_refused(path: &Path) -> io::Result<PathBuf> {
+    absolute(path).or_else(|error| {
+        let path = std::path::absolute(path)?;
+        match (error.kind(), path.parent(), path.file_name()) {
+            (io::ErrorKind::NotFound, Some(parent), Some(name)) => Ok(absolute(parent)?.join(name)),
+            _ => Err(error),
+        }
+    })
+}
+
 pub(super) fn explain(explain: &Explain) -> anyhow::Result<ExitCode> {
     let given = explain.what.to_string_lossy().into_owned();
     let is_error = given.starts_with('E') && given.bytes().all(|b| b.is_ascii_uppercase());
     let (place, inner) = match is_error {
         true => (Place::find(explain.place.as_deref())?, None),
         false => {
-            let path = absolute(&explain.what)
+            let path = absolute_or_refused(&explain.what)
                 .map_err(|error| Failure::system("opening", &explain.what, &error))?;
-            let place = Place::find(Some(&path))?;
+            let there = match path.parent() {
+                Some(parent) if path.symlink_metadata().is_err() => parent,
+                _ => &path,
+            };
+            let place = Place::find(Some(there))?;
             let inner = match &place {
                 Place::Mounted(point) => path.strip_prefix(point).ok().map(Path::to_owned),
                 Place::Unmounted(_) => None,

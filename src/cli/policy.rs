@@ -218,8 +218,9 @@ fn of_file(policy: &Policy, days: u32) -> Value {
 /// Change how many snapshots a disk may have, or whether to recompress
 ///
 /// max_manual_snapshots and max_automatic_snapshots are 256 each,
-/// max_snapshots, of both together, is not limited. Snapshots that are there
-/// stay, also if they are more. With recompress=on, what was sealed more than
+/// max_snapshots, of both together, is not limited. Nothing is deleted by
+/// setting one; with the next automatic snapshot the oldest automatic ones
+/// above it go. With recompress=on, what was sealed more than
 /// an hour ago is compressed again, more densely, while nothing goes through
 /// the mount and the machine is idle; it is off. Without a setting, tells
 /// what they are.

@@ -99,6 +99,10 @@ impl Disk {
                 what: format!("the image {}", self.name()),
             });
         }
+        if let Some(head) = self.head() {
+            // Else it would look like an image of another size.
+            head.check_readable()?;
+        }
         let what: &[Opening] = if write {
             &[Opening::Live, Opening::LiveForWriting]
         } else {
@@ -170,7 +174,11 @@ impl Disk {
     fn writable_live(&self) -> Result<Live> {
         self.check_poisoned()?;
         let live = self.state.read().live.clone();
-        live.ok_or_else(|| Error::NoImage { disk: self.name() })
+        let live = live.ok_or_else(|| Error::NoImage { disk: self.name() })?;
+        // Its size and what it refers to are in a log that cannot be read
+        // now; what is written down of it without them would last.
+        live.head.check_readable()?;
+        Ok(live)
     }
 
     /// Makes a new head, which a durable manifest names above the old one.
@@ -188,7 +196,10 @@ impl Disk {
         // block or one behind it. All others go on.
         let range = loop {
             let size = old.size();
-            let range = self.ranges.lock(size / BLOCK..MAX_BLOCK);
+            // Never empty: at the largest size it is the last block.
+            let range = self
+                .ranges
+                .lock((size / BLOCK).min(MAX_BLOCK - 1)..MAX_BLOCK);
             if old.size() == size {
                 break range;
             }
@@ -416,12 +427,14 @@ impl Disk {
             return Ok(());
         }
         *self.finish_at.lock() = None;
-        if self.opens.count(Opening::LiveForWriting) > 0 {
+        // What a writer put into the new head, and was told is safe, would
+        // be in no snapshot.
+        let Some(_closed) = self.opens.keep_unwritten() else {
             return Ok(());
-        }
+        };
         let _settling = self.engine.settling.read();
         let meta = self.meta.lock();
-        if self.state.read().live.is_none() || self.opens.count(Opening::LiveForWriting) > 0 {
+        if self.state.read().live.is_none() {
             return Ok(());
         }
         let frozen = self.freeze(&meta)?;

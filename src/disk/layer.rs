@@ -764,11 +764,12 @@ impl Layer {
         self.content.read().pending.len()
     }
 
-    fn fail(&self, error: &Error) {
+    pub(super) fn fail(&self, error: &Error) {
         let _ = self.failed.set(error.to_string());
     }
 
-    fn check_failed(&self) -> Result<()> {
+    /// [`Error::Poisoned`] once a write, punch or sync of it has failed.
+    pub(super) fn check_failed(&self) -> Result<()> {
         match self.failed.get() {
             None => Ok(()),
             Some(cause) => Err(Error::Poisoned {
@@ -796,10 +797,12 @@ impl Layer {
         let mut log = self.log.lock();
         self.check_failed()?;
         let result = self.sync_inner(&mut log);
-        if let Err(error) = &result
-            && !error.is_no_space()
-        {
-            self.fail(error);
+        if let Err(error) = &result {
+            if !error.is_no_space() {
+                self.fail(error);
+            }
+            // Also where a sync was what found no space.
+            self.check_failed()?;
         }
         result
     }

@@ -86,6 +86,8 @@ impl Disk {
                 None => Err(self.no_image()),
             };
         };
+        // Its size would be in the log, too.
+        head.check_readable()?;
         let len = head.size().saturating_sub(offset).min(buf.len() as u64) as usize;
         Ok(head
             .read(&self.engine.sealed, offset, &mut buf[..len], wait)?
@@ -110,7 +112,7 @@ impl Disk {
         let head = self.enter()?;
         let attempt = head
             .write(&self.engine.sealed, offset, data, wait)
-            .inspect_err(|error| self.after_error(error))?;
+            .inspect_err(|error| self.after_error(&head, error))?;
         if attempt == Attempt::Done(()) {
             self.changed(&head);
         }
@@ -119,8 +121,9 @@ impl Disk {
     }
 
     /// A write error but "no space" leaves a file that nobody can trust.
-    fn after_error(&self, error: &Error) {
-        if matches!(error, Error::Io { .. } | Error::Poisoned { .. }) && !error.is_no_space() {
+    /// What could not be read on the way to a write is another matter.
+    fn after_error(&self, head: &Layer, error: &Error) {
+        if head.check_failed().is_err() {
             self.poison(error);
         }
     }
@@ -154,7 +157,7 @@ impl Disk {
         if offset < stop {
             let attempt = head
                 .zero(&self.engine.sealed, offset..stop, wait)
-                .inspect_err(|error| self.after_error(error))?;
+                .inspect_err(|error| self.after_error(&head, error))?;
             if attempt == Attempt::WouldBlock {
                 return Ok(attempt);
             }
@@ -188,11 +191,31 @@ impl Disk {
 
     /// Cuts or grows the live image. Cutting is refused while somebody else
     /// has it open for writing.
-    pub fn truncate(&self, size: u64, opened_for_write_by_caller: bool) -> Result<()> {
+    pub fn truncate(self: &Arc<Self>, size: u64, opened_for_write_by_caller: bool) -> Result<()> {
         if size > MAX_SIZE {
             return Err(too_large(size));
         }
-        let current = self.live().ok_or_else(|| self.no_image())?.size;
+        let Some(current) = self.live().map(|live| live.size) else {
+            return Err(self.no_image());
+        };
+        // By its path: an import must not be finished meanwhile.
+        let opened = match self.is_import() && !opened_for_write_by_caller {
+            true => Some(self.open_live(true)?),
+            false => None,
+        };
+        let outcome = self.resize(
+            current,
+            size,
+            opened_for_write_by_caller || opened.is_some(),
+        );
+        if opened.is_some() {
+            drop(opened);
+            self.released();
+        }
+        outcome
+    }
+
+    fn resize(&self, current: u64, size: u64, opened_for_write_by_caller: bool) -> Result<()> {
         if size < current {
             let own = u64::from(opened_for_write_by_caller);
             if !self.opens.settles_at(What::LiveForWriting, own) {
@@ -207,7 +230,7 @@ impl Disk {
         let head = self.enter()?;
         if size < head.size() {
             head.cut(&self.engine.sealed, size)
-                .inspect_err(|error| self.after_error(error))?;
+                .inspect_err(|error| self.after_error(&head, error))?;
         } else {
             head.grow(size);
         }

@@ -135,6 +135,12 @@ impl Opens {
         self.keep_closed_after(What::Snapshot(number), Duration::ZERO)
     }
 
+    /// Keeps everybody from opening the live image for writing; None if
+    /// somebody has.
+    pub fn keep_unwritten(&self) -> Option<KeptClosed<'_>> {
+        self.keep_closed_after(What::LiveForWriting, Duration::ZERO)
+    }
+
     /// Waits a little until the live image is closed, and keeps it so; None
     /// if it stays open.
     pub fn keep_closed(&self) -> Option<KeptClosed<'_>> {

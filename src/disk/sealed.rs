@@ -1,6 +1,6 @@
 //! Reading sealed maps: what a root shows at an offset.
 
-use crate::chunk::store::ChunkStore;
+use crate::chunk::store::{Bytes, ChunkStore};
 use crate::chunk::{ChunkId, Kind};
 use crate::error::{Error, Result};
 use crate::map::{self, Page, PageStore, Root};
@@ -12,9 +12,6 @@ use std::sync::{Arc, OnceLock};
 
 /// Decoded map pages kept in memory: at most some 5 KiB each.
 const PAGE_CACHE: usize = 4096;
-
-/// A chunk in memory.
-type Bytes = Arc<[u8]>;
 
 /// A sealed map with its name.
 #[derive(Debug)]

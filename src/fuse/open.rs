@@ -45,7 +45,7 @@ impl Shared {
                     });
                 }
                 let (disk, snapshot) = self.tree.snapshot(disk, snapshot)?;
-                let text = self.tree.info(&disk, &snapshot)?;
+                let text = disk.snapshot_info(&snapshot)?;
                 // Read past the cache and past the size that stat said: the
                 // text may have another length by now.
                 Ok((Handle::Info { text }, FopenFlags::FOPEN_DIRECT_IO))

@@ -61,6 +61,15 @@ pub fn check_header(
     Ok(None)
 }
 
+/// Whether a pack begins with a whole header that is another pack's or
+/// another store's: somebody put it there, and it may be all there is of it.
+pub fn is_foreign(backend: &dyn Backend, pack: &PackName, store: Uuid) -> Result<bool> {
+    let header = read(backend, pack, 0, ALIGN as usize)?;
+    Ok(header.is_some_and(|header| {
+        is_sealed(&header) && &header[..8] == PACK_MAGIC && header != encode_header(pack, store)
+    }))
+}
+
 /// The trailer of a pack of `len` bytes; None if it has no sound one.
 pub fn read_trailer(backend: &dyn Backend, pack: &PackName, len: u64) -> Result<Option<Trailer>> {
     if len < 2 * ALIGN {

@@ -4,6 +4,8 @@ use super::{Entry, PackName, aligned, is_sealed, seal, u32_at};
 use crate::backend::Backend;
 use crate::chunk::{self, ChunkId, Codec, Keys, Kind};
 use crate::error::Error;
+use std::borrow::Cow;
+use std::mem;
 
 /// Bytes before the payload.
 pub const HEADER_BYTES: usize = 88;
@@ -33,7 +35,17 @@ impl Stored {
     /// Unpacks the payload and checks it against the id. The error says in
     /// words what is wrong.
     pub fn open(&self, keys: &Keys) -> Result<Vec<u8>, String> {
-        let plain = chunk::decode(self.codec, &self.payload, self.plain_len)?;
+        self.check(keys, Cow::Borrowed(&self.payload))
+    }
+
+    /// [`Stored::open`] of what is not needed any more.
+    pub fn into_plain(mut self, keys: &Keys) -> Result<Vec<u8>, String> {
+        let payload = mem::take(&mut self.payload);
+        self.check(keys, Cow::Owned(payload))
+    }
+
+    fn check(&self, keys: &Keys, payload: Cow<'_, [u8]>) -> Result<Vec<u8>, String> {
+        let plain = chunk::decode(self.codec, payload, self.plain_len)?;
         let found = keys.id(self.kind, &plain);
         if found != self.id {
             return Err(format!("its content has the id {found}"));
@@ -172,7 +184,8 @@ pub fn read_record(
             place()
         )));
     }
-    let payload = bytes.split_off(HEADER_BYTES);
+    bytes.drain(..HEADER_BYTES);
+    let payload = bytes;
     header
         .check(&payload)
         .map_err(|detail| ReadError::Damaged(format!("{}: {detail}", place())))?;

@@ -27,6 +27,18 @@ const SLEEP_MAX: Duration = Duration::from_secs(3600);
 /// Missed slots that are told one by one; of more, the first and the last.
 const MISSED_TOLD: usize = 3;
 
+/// Until when nothing is deleted, by a clock that was at `seen_ns` when the
+/// store was last seen (0: never) and is at `now_ns`; None if that is no jump.
+pub(crate) fn quiet_until(seen_ns: i64, now_ns: i64) -> Option<i64> {
+    let jumped = seen_ns != 0 && i128::from(now_ns) - i128::from(seen_ns) > JUMP.as_nanos() as i128;
+    jumped.then(|| quiet_from(now_ns))
+}
+
+/// When a day of quiet that begins now ends.
+pub(crate) fn quiet_from(now_ns: i64) -> i64 {
+    now_ns.saturating_add(AFTER_JUMP.as_nanos() as i64)
+}
+
 /// The wall clock beside one that cannot be set.
 pub struct Clocks {
     wall_ns: i64,
@@ -86,8 +98,7 @@ impl Store {
                  deleted for a day"
             );
             tracing::warn!("{reason}");
-            let quiet_ns = now.saturating_add(AFTER_JUMP.as_nanos() as i64);
-            if let Err(error) = self.note_quiet(quiet_ns) {
+            if let Err(error) = self.note_quiet(quiet_from(now)) {
                 tracing::warn!("noting that the clock was set: {error}");
             }
             self.events()

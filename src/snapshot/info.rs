@@ -8,6 +8,11 @@ use crate::time;
 use serde::Serialize;
 use std::collections::BTreeMap;
 
+/// The key of what deleting a snapshot alone would free.
+pub(crate) const UNIQUE: &str = "unique_bytes";
+/// The largest integer of TOML: as many digits as [`UNIQUE`] can need.
+const UNIQUE_MOST: u64 = i64::MAX as u64;
+
 /// The keys of `info.toml`, in its order.
 #[derive(Serialize)]
 pub(crate) struct Info {
@@ -48,21 +53,32 @@ impl Disk {
     ///
     /// `unique_bytes` is what deleting this snapshot alone would free, as
     /// stored, and is there once the snapshot is sealed and as long as the
-    /// maps can be read.
+    /// maps can be read. Its line is as long whatever it says.
     pub fn snapshot_info(&self, snapshot: &Snapshot) -> Result<String> {
-        let unique_bytes = match snapshot.base() {
-            Below::Layer(_) => None,
-            _ => match self.engine.unique_bytes(self, snapshot) {
-                Ok(bytes) => Some(bytes),
-                Err(error @ (Error::Damaged { .. } | Error::ChunkMissing { .. })) => {
-                    tracing::warn!("unique bytes of {}: {error}", snapshot.name());
-                    None
-                }
-                Err(error) => return Err(error),
-            },
+        let text = self.snapshot_outline(snapshot)?;
+        let line = format!("{UNIQUE} = {UNIQUE_MOST}");
+        if !text.contains(&line) {
+            return Ok(text);
+        }
+        let found = match self.engine.unique_bytes(self, snapshot) {
+            Ok(bytes) => format!("{UNIQUE} = {bytes}"),
+            Err(error @ (Error::Damaged { .. } | Error::ChunkMissing { .. })) => {
+                tracing::warn!("unique bytes of {}: {error}", snapshot.name());
+                format!("# {UNIQUE} is not known")
+            }
+            Err(error) => return Err(error),
         };
+        Ok(text.replacen(&line, &format!("{found:<0$}", line.len()), 1))
+    }
+
+    /// [`Disk::snapshot_info`] with a placeholder for what maps have to be
+    /// read for: as long, and at once.
+    pub fn snapshot_outline(&self, snapshot: &Snapshot) -> Result<String> {
         let info = Info {
-            unique_bytes,
+            unique_bytes: match snapshot.base() {
+                Below::Layer(_) => None,
+                _ => Some(UNIQUE_MOST),
+            },
             ..self.snapshot_facts(snapshot)
         };
         toml::to_string(&info).map_err(|error| Error::Damaged {

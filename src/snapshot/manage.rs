@@ -3,7 +3,8 @@
 use super::{Notes, Snapshot};
 use crate::disk::layer::Below;
 use crate::disk::{
-    Attempt, Disk, KeptClosed, OPEN, Opened, SealTrouble, Seek, Taking, UNSEALED_MAX, Wait,
+    Attempt, Disk, KeptClosed, OPEN, Opened, STUCK_MAX, SealTrouble, Seek, Taking, UNSEALED_MAX,
+    Wait,
 };
 use crate::error::{Error, Result};
 use crate::events::{By, Event, What};
@@ -91,11 +92,17 @@ impl Disk {
         let mut work = self.engine.work.work.lock();
         loop {
             self.engine.check_open()?;
-            let waiting = self
-                .layers()
-                .iter()
-                .filter(|layer| layer.is_frozen() && !layer.is_stuck())
-                .count();
+            let frozen: Vec<_> = self.layers();
+            let frozen: Vec<_> = frozen.iter().filter(|layer| layer.is_frozen()).collect();
+            let waiting = frozen.iter().filter(|layer| !layer.is_stuck()).count();
+            if frozen.len() - waiting > STUCK_MAX {
+                return Err(Error::Poisoned {
+                    what: format!("sealing, with {} layers of this disk", frozen.len()),
+                    cause: "one of them cannot be sealed, as what lies below it is damaged: go \
+                            back to an older snapshot, or clone one"
+                        .to_owned(),
+                });
+            }
             if waiting <= UNSEALED_MAX {
                 return Ok(());
             }
@@ -149,8 +156,6 @@ impl Disk {
         if !check(&snapshot) {
             return Ok(false);
         }
-        // Something may have been copied from it since.
-        self.engine.sync_grafts()?;
         let kept_closed = match self.keep_to_delete(&snapshot) {
             Ok(_) if !closed => Err(vec![OPEN.into()]),
             kept_closed => kept_closed,
@@ -162,6 +167,8 @@ impl Disk {
                 by: held,
             }
         })?;
+        // Something may have been copied from it until it was kept closed.
+        self.engine.sync_grafts()?;
         self.forget_snapshot(&meta, name)?;
         self.note_deleted(name, by);
         self.engine.work.raise(|work| {
@@ -177,7 +184,8 @@ impl Disk {
     }
 
     /// Renames a snapshot; durable when this returns. An automatic one is
-    /// manual from then on, and kept.
+    /// manual from then on; neither it nor what was kept of an image that
+    /// was removed has a date any more.
     pub fn rename_snapshot(&self, from: &str, to: SnapshotName) -> Result<()> {
         let _settling = self.engine.settling.read();
         let meta = self.lock_meta();
@@ -187,10 +195,16 @@ impl Disk {
         }
         self.check_new_name(to.as_str())?;
         let before = snapshot.notes();
-        if before.kind == SnapshotKind::Automatic {
-            self.check_manual_quota()?;
+        let kind = match before.kind {
+            SnapshotKind::Automatic => {
+                self.check_manual_quota()?;
+                SnapshotKind::Manual
+            }
+            kind => kind,
+        };
+        if kind != SnapshotKind::Manual || kind != before.kind {
             snapshot.set_notes(Notes {
-                kind: SnapshotKind::Manual,
+                kind,
                 expires_ns: None,
                 ..before.clone()
             });

@@ -18,7 +18,7 @@ use crate::disk::presence::BlockState;
 use crate::disk::sealed::{Sealed, SealedRoot, Wait};
 use crate::error::{Error, Result};
 use crate::manifest::LayerId;
-use crate::map::{self, Op, Page, PageStore, Root};
+use crate::map::{self, FANOUT, Op, Page, PageStore, Root};
 use crate::range_map::{RangeMap, Shift};
 use parking_lot::Mutex;
 use rayon::prelude::*;
@@ -32,6 +32,10 @@ const GROUP: u64 = 128;
 /// taken into the map, so that neither memory nor the room needed grows with
 /// the layer.
 const SLICE: u64 = 1 << 30;
+
+/// Chunks copied at a time, to a multiple of them, from where they lie
+/// otherwise in their pages.
+const COPY: u64 = (FANOUT * FANOUT) as u64;
 
 /// A chunk that is not zero, with its bytes.
 type ReadChunk = (ChunkId, Vec<u8>);
@@ -239,32 +243,50 @@ impl<'a> SealPass<'a> {
         let mut ops: Vec<(Range<u64>, Op<'_>)> = Vec::new();
         let mut in_slice = 0;
         for (range, change) in changes.iter() {
-            match change {
-                Change::Clear => ops.push((range, Op::Clear)),
-                Change::Copy { from, start } => ops.push((
-                    range,
-                    Op::Copy {
-                        from: &from.root,
-                        start: *start,
-                    },
-                )),
-                Change::Read => {
-                    let mut first = range.start;
-                    while first < range.end {
+            let mut first = range.start;
+            while first < range.end {
+                let (op, end) = match change {
+                    Change::Clear => (Some(Op::Clear), range.end),
+                    Change::Copy { from, start } => {
+                        let op = Op::Copy {
+                            from: &from.root,
+                            start: start + first - range.start,
+                        };
+                        let end = match moves_pages(range.start, *start) {
+                            true => range.end,
+                            false => range.end.min((first / COPY + 1) * COPY),
+                        };
+                        (Some(op), end)
+                    }
+                    Change::Read => (None, range.end.min(first + GROUP)),
+                };
+                match op {
+                    Some(op) => {
+                        // New pages count like chunks: those at both ends,
+                        // or all.
+                        let pages = match op {
+                            Op::Copy { start, .. } if !moves_pages(first, start) => {
+                                (end - first).div_ceil(FANOUT as u64)
+                            }
+                            _ => 0,
+                        };
+                        ops.push((first..end, op));
+                        in_slice += (pages + 2) * unit;
+                    }
+                    None => {
                         self.engine.check_open()?;
-                        let end = range.end.min(first + GROUP);
                         self.seal_group(layer, first..end, size, &mut ops)?;
                         in_slice += (end - first) * unit;
                         layer.add_seal_done(end - first);
-                        first = end;
-                        if in_slice >= SLICE {
-                            root = map::edit(&self.pages, &root, size, &ops)?;
-                            self.batch.sync()?;
-                            ops.clear();
-                            self.pages.fresh.lock().clear();
-                            in_slice = 0;
-                        }
                     }
+                }
+                first = end;
+                if in_slice >= SLICE {
+                    root = map::edit(&self.pages, &root, size, &ops)?;
+                    self.batch.sync()?;
+                    ops.clear();
+                    self.pages.fresh.lock().clear();
+                    in_slice = 0;
                 }
             }
         }
@@ -326,6 +348,11 @@ impl<'a> SealPass<'a> {
         self.batch.put_all(self.pool, Kind::Data, &stored)?;
         Ok(())
     }
+}
+
+/// Whether a copy from chunk `from` to chunk `to` takes whole pages by id.
+fn moves_pages(to: u64, from: u64) -> bool {
+    to.abs_diff(from).is_multiple_of(FANOUT as u64)
 }
 
 fn out_of_order(layer: &Layer, needed: &Layer) -> Error {

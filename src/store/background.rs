@@ -172,6 +172,11 @@ impl Store {
                         );
                         let _ = layer.unsealable.set(error.to_string());
                     }
+                    // What is sealed already makes room.
+                    Err(error) if error.is_no_space() && !layers.is_empty() => {
+                        tracing::debug!("sealing layer {}: {error}", layer.id);
+                        break 'disks;
+                    }
                     Err(error) => return Err(error),
                 }
                 if bytes >= PASS_BYTES || layers.len() >= PASS_LAYERS || pass.pages() >= PASS_PAGES

@@ -18,17 +18,27 @@ const AT_ONCE: usize = 8;
 /// Does the same with each of several, some at a time, and answers what came
 /// of it in their order.
 fn on_each<A: Send, T: Send>(all: Vec<A>, work: impl Fn(A) -> Result<T> + Sync) -> Result<Vec<T>> {
-    outcomes_of(all, work).into_iter().collect()
+    outcomes_of(all, After::Stop, work).into_iter().collect()
 }
 
-/// [`on_each`] that answers each outcome; after an error no more are begun.
+/// What becomes of those not begun yet when one has failed.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum After {
+    /// They are not begun.
+    Stop,
+    /// They are done all the same.
+    GoOn,
+}
+
+/// [`on_each`] that answers the outcome of each that was begun.
 fn outcomes_of<A: Send, T: Send>(
     all: Vec<A>,
+    after_error: After,
     work: impl Fn(A) -> Result<T> + Sync,
 ) -> Vec<Result<T>> {
     let mut done: Vec<Result<T>> = Vec::new();
     let mut all = all.into_iter().peekable();
-    while all.peek().is_some() && done.iter().all(Result::is_ok) {
+    while all.peek().is_some() && (after_error == After::GoOn || done.iter().all(Result::is_ok)) {
         let some: Vec<A> = all.by_ref().take(AT_ONCE).collect();
         let outcomes: Vec<Result<T>> = std::thread::scope(|scope| {
             let work = &work;
@@ -146,7 +156,9 @@ impl Store {
         }
         let each = || disks.iter().zip(&metas);
         // From here to the instant nobody can make these images longer.
-        let begun = outcomes_of(each().collect(), |(disk, meta)| disk.begin_swap(meta));
+        let begun = outcomes_of(each().collect(), After::Stop, |(disk, meta)| {
+            disk.begin_swap(meta)
+        });
         if begun.iter().any(Result::is_err) {
             // Manifests name new heads already: those have to be written to,
             // or what is written now is behind a layer's end after a crash.
@@ -168,8 +180,12 @@ impl Store {
                 disk.swap(meta, swap);
             }
         }
-        let taken = on_each(each().zip(swaps).collect(), |((disk, meta), swap)| {
-            let frozen = disk.end_swap(swap)?;
+        // All, whatever fails: a head that was written to and is not frozen
+        // could never be sealed, nor what lies over it.
+        let ended = each().zip(swaps).collect();
+        let ended = outcomes_of(ended, After::GoOn, |((disk, _), swap)| disk.end_swap(swap));
+        let frozen = ended.into_iter().collect::<Result<Vec<_>>>()?;
+        let taken = on_each(each().zip(frozen).collect(), |((disk, meta), frozen)| {
             let (mut next, snapshot) = disk.with_snapshot(&name, frozen, &taking);
             let named = disk.write_manifest(meta, &mut next)?;
             Ok((next, named, snapshot))

@@ -186,8 +186,18 @@ impl History {
     }
 }
 
+/// A sample that is so much later than the one before it is of a clock that
+/// was set, or of a store that was away: nothing is too old on its word.
+const JUMP_NS: i64 = 48 * HOUR_NS;
+
 fn prune(rows: &mut VecDeque<Row>, now_ns: i64) -> usize {
     let before = rows.len();
+    let earlier = rows.iter().rev().map(|row| row.at_ns);
+    let earlier = earlier.filter(|at| *at < now_ns).max();
+    let now_ns = match earlier {
+        Some(at) if now_ns - at > JUMP_NS => at,
+        _ => now_ns,
+    };
     let too_old = |row: &Row| row.at_ns < now_ns.saturating_sub(KEPT_NS);
     // A day later than need be, so that the file is not written every hour.
     let slack = |row: &Row| row.at_ns < now_ns.saturating_sub(KEPT_NS + 24 * HOUR_NS);

@@ -125,6 +125,22 @@ impl Store {
         Ok(disk)
     }
 
+    /// After recovery: a crash may have come between the entry of an image
+    /// and its first manifest with something in it. It was not acknowledged,
+    /// and its name would be in the way.
+    pub(crate) fn forget_unmade_images(&self) {
+        for disk in self.all_disks() {
+            let is_made = disk.image_writable() || !disk.list_snapshots().is_empty();
+            if !disk.is_import() || is_made {
+                continue;
+            }
+            let mut catalogue = self.catalogue.lock();
+            if let Err(error) = self.forget_disk(&mut catalogue, &disk) {
+                tracing::warn!("image {}, which was never made: {error}", disk.name());
+            }
+        }
+    }
+
     /// Removes an image. An imported one must not be open.
     pub fn remove_image(&self, name: &str) -> Result<()> {
         self.engine.sync_grafts()?;

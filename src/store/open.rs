@@ -6,7 +6,7 @@ use crate::chunk::store as chunk_store;
 use crate::disk::sealed::Sealed;
 use crate::disk::{Signal, layer};
 use crate::pack::{self, PackName};
-use crate::policy::run::Clocks;
+use crate::policy::run::{Clocks, quiet_from, quiet_until};
 use crate::pool::Pool;
 use crate::recover;
 use crate::sys::ClockWatch;
@@ -60,6 +60,7 @@ impl Store {
                 path: root.display().to_string(),
                 detail: "its header is missing".into(),
             })?;
+        let mut is_anew = false;
         let mut catalogue = match read_catalogue(&manifests, &header) {
             Err(error @ Error::Damaged { .. }) if options.mend_catalogue => {
                 tracing::error!("{error}; it is made anew from the manifests that are there");
@@ -69,14 +70,23 @@ impl Store {
                 // and whoever remembers their inodes should not meet them
                 // again.
                 catalogue.next_number = catalogue.next_number.saturating_add(1 << 16);
+                // Nor whether the clock was set since the store was last seen.
+                catalogue.quiet_until_ns = quiet_from(crate::time::now_ns());
                 manifests.replace_unreadable(&catalogue)?;
+                is_anew = true;
                 catalogue
             }
             read => read?,
         };
         // Names made in this run are told from those of every other.
-        let (seen_ns, quiet_ns) = (catalogue.seen_ns, catalogue.quiet_until_ns);
         let now_ns = crate::time::now_ns();
+        let seen_ns = catalogue.seen_ns;
+        // With what was seen, or another run that comes before the policies
+        // have had a look would trust a clock that jumped.
+        if let Some(until_ns) = quiet_until(seen_ns, now_ns) {
+            catalogue.quiet_until_ns = until_ns;
+        }
+        let quiet_ns = catalogue.quiet_until_ns;
         catalogue.epoch = catalogue.epoch.saturating_add(1);
         catalogue.seen_ns = now_ns;
         catalogue.sequence += 1;
@@ -125,11 +135,12 @@ impl Store {
             recompress: AtomicBool::new(catalogue.recompress),
             gate: RwLock::default(),
             clock: watch_clock(),
+            unique: Mutex::default(),
             flushes: Pool::new("flush", FLUSH_THREADS),
             dirty: AtomicBool::new(false),
             closing: AtomicBool::new(false),
         });
-        let recovered = recover::recover(&engine, &catalogue, progress)?;
+        let recovered = recover::recover(&engine, &catalogue, is_anew, progress)?;
         let disks: BTreeMap<u32, Arc<Disk>> = recovered
             .disks
             .into_iter()
@@ -163,6 +174,7 @@ impl Store {
             space_low: AtomicBool::new(false),
             damage: Mutex::new(recovered.damage),
         });
+        store.forget_unmade_images();
         store.start_background(Clocks::new(seen_ns, quiet_ns, now_ns, Instant::now()));
         Ok(store)
     }

@@ -4,7 +4,7 @@
 use super::{Node, Tree};
 use crate::disk::Disk;
 use crate::error::{Error, Result};
-use crate::snapshot::Snapshot;
+use crate::snapshot::{Snapshot, UNIQUE};
 use crate::time;
 use serde::Deserialize;
 use std::ffi::OsStr;
@@ -76,7 +76,10 @@ impl Tree {
                 let Some(key) = name.strip_prefix(PREFIX) else {
                     return Ok(None);
                 };
-                let text = self.info(&disk, &snapshot)?;
+                let text = match key {
+                    UNIQUE => disk.snapshot_info(&snapshot)?,
+                    _ => disk.snapshot_outline(&snapshot)?,
+                };
                 Ok(value_of(&text, key)?.map(String::into_bytes))
             }
             _ => Ok(None),

@@ -268,7 +268,7 @@ fn attributes_are_honest() -> Result<()> {
     assert_eq!(told(Node::Control)?.owner.mode, 0o600);
     let info = told(Node::SnapshotInfo(disk, snapshot))?;
     let (of, it) = tree.snapshot(disk, snapshot)?;
-    assert_eq!(info.size, tree.info(&of, &it)?.len() as u64);
+    assert_eq!(info.size, of.snapshot_info(&it)?.len() as u64);
 
     let name = "golden.img";
     let linked = tree.link(image.node, Node::Images, name.as_ref())?;

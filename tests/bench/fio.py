@@ -2,12 +2,13 @@
 """Runs the same fio jobs on several files, in turns (A B C, C B A, …), and
 prints one line a job: every target's median with its smallest and largest.
 
-usage: fio.py BYTES SECONDS ROUNDS RESULTS TARGET=FILE…
+usage: fio.py [--quick] BYTES SECONDS ROUNDS RESULTS TARGET=FILE…
 
 Each FILE has BYTES of data, half of which compresses away, and as many bytes
 behind them to which nothing was ever written. A TARGET that is called
 "snapshots" has a snapshot taken at the start of each of its jobs and then
-every 5 seconds. Appends to RESULTS, one JSON object a line, see report.py.
+every 5 seconds. --quick leaves out jobs that others resemble. Appends to
+RESULTS, one JSON object a line, see report.py.
 """
 
 import json
@@ -35,6 +36,7 @@ class Job:
     cold: bool = False    # the system's caches are dropped before it
     first: bool = False   # to where nothing was written
     all: bool = False
+    long: bool = False    # not in the quick run
     # The smallest ratio that is wanted, by the target it is held against.
     wanted: dict[str, float] = field(default_factory=dict)
 
@@ -60,20 +62,20 @@ GOAL = {"bare": 0.9, "qcow2": 2.0}
 JOBS = [
     small("read", "randread", 1, all=True, wanted=GOAL),
     small("read, cold", "randread", 1, cold=True, wanted={**GOAL, "raw": 0.5}),
-    small("read", "randread", 16, all=True, wanted=GOAL),
+    small("read", "randread", 16, all=True, long=True, wanted=GOAL),
     small("read, cold", "randread", 16, cold=True, wanted=GOAL),
-    large("read", "read", all=True, wanted=GOAL),
+    large("read", "read", all=True, long=True, wanted=GOAL),
     large("read, cold", "read", cold=True, wanted=GOAL),
-    buffered("read", "read", "4k", wanted=GOAL),
+    buffered("read", "read", "4k", long=True, wanted=GOAL),
     buffered("read", "read", "64k", wanted=GOAL),
-    buffered("read, cold", "read", "64k", cold=True, wanted=GOAL),
+    buffered("read, cold", "read", "64k", cold=True, long=True, wanted=GOAL),
     small("write", "randwrite", 1, all=True, wanted=GOAL),
     small("write", "randwrite", 16, all=True, wanted=GOAL),
-    small("mix", "randrw", 1, wanted=GOAL),
+    small("mix", "randrw", 1, long=True, wanted=GOAL),
     small("mix", "randrw", 16, all=True, wanted=GOAL),
     large("write", "write", all=True, wanted=GOAL),
     buffered("write", "write", "4k", wanted=GOAL),
-    buffered("write", "write", "64k", wanted=GOAL),
+    buffered("write", "write", "64k", long=True, wanted=GOAL),
     Job("4 KiB overwrite + fsync each", "randwrite", "4k", ["--ioengine=psync", "--fsync=1"],
         all=True, wanted={"bare": 0.8, "qcow2": 2.0}),
     Job("4 KiB first write + fsync each", "randwrite", "4k", ["--ioengine=psync", "--fsync=1"],
@@ -168,12 +170,16 @@ def short(value: float) -> str:
 
 
 def main() -> None:
-    size, seconds, rounds, results = int(sys.argv[1]), sys.argv[2], int(sys.argv[3]), sys.argv[4]
-    targets = dict(target.split("=", 1) for target in sys.argv[5:])
+    quick = sys.argv[1] == "--quick"
+    size, seconds, rounds, results, *named = sys.argv[2:] if quick else sys.argv[1:]
+    size, rounds = int(size), int(rounds)
+    targets = dict(target.split("=", 1) for target in named)
     may_drop = os.access("/proc/sys/vm/drop_caches", os.W_OK)
     common = [f"--ioengine={engine()}"]
     print(f"\n{'job':36}" + "".join(f"{target:>12}" for target in targets), flush=True)
     for job in JOBS:
+        if quick and job.long:
+            continue
         if job.cold and not may_drop:
             print(f"{job.name:36}  SKIPPED: only root may drop the caches")
             continue

@@ -2,7 +2,7 @@
 # Measures snapdisk, against a bare FUSE daemon where that tells something.
 #
 # usage: tests/bench/run.sh [--quick] [--dir DIR] [--out FILE] [STEP…]
-#   --quick     smaller and shorter
+#   --quick     smaller, shorter, fewer jobs: 10 minutes
 #   --dir DIR   where the store and all files go, on a disk (default /var/tmp)
 #   --out FILE  the figures as JSON (default target/bench.json)
 #   STEP        of: fio pause steady reflink clone seal delete mount idle rebuild
@@ -65,7 +65,7 @@ MIB=$((1 << 20))
 # sealed, one of which a snapshot is taken every 5 seconds, one with many.
 step_fio() {
     local bytes seconds bare_pid cached_pid qemu_pid targets=() kinds=(fresh sealed) kind target many=512
-    bytes=$(pick 4 1) seconds=$(pick 4 1)
+    bytes=$(pick 4 1) seconds=$(pick 2 1)
     bytes=$((bytes << 30))
     run truncate -s $((2 * bytes)) "$work/raw.img" "$work/bare.img" "$work/cached.img"
     run qemu-img create -q -f qcow2 "$work/disk.qcow2" $((2 * bytes))
@@ -91,7 +91,7 @@ step_fio() {
     [ -n "$quick" ] || many_snapshots "$mnt/many" "$many" "$bytes"
     run mkdir "$mnt/sealed/.snapshots/all"
     wait_ready "$mnt/sealed/.snapshots/all"
-    run tests/bench/fio.py "$bytes" "$seconds" 3 "$work/results" "${targets[@]}"
+    run tests/bench/fio.py ${quick:+--quick} "$bytes" "$seconds" 3 "$work/results" "${targets[@]}"
     figure "VmHWM of the bare daemon after fio" "$(peak_mib "$bare_pid")" MiB
     figure "VmHWM of qemu-storage-daemon after fio" "$(peak_mib "$qemu_pid")" MiB
     stop_daemon "$work/bare" "$bare_pid"
@@ -108,11 +108,12 @@ step_fio() {
 # itself now and then (a hypervisor's quota, say), so a snapshot, which has
 # all of that synced, is held against as much I/O beside the mount.
 step_pause() {
-    local label size disk what round writer figures longest mkdirs=() fresh
+    local label size disk what round writer figures longest mkdirs=() fresh sizes=("1 GiB" "1 TiB")
     fresh=$(pick 1024 256)
+    [ -z "$quick" ] || sizes=("1 TiB")
     local -A worst middle
     run dd if=/dev/urandom of="$work/fresh" bs=1M count="$fresh" status=none
-    for label in "1 GiB" "1 TiB"; do
+    for label in "${sizes[@]}"; do
         size=${label% GiB} && size=${size% TiB}
         case $label in *GiB) size=${size}G ;; *) size=${size}T ;; esac
         disk=$mnt/pause-$size

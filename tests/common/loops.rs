@@ -85,7 +85,9 @@ impl Filesystem {
         self.mount.path(below)
     }
 
-    /// Mounts it read-only or for writing again.
+    /// Mounts it read-only or for writing again, once nothing of it is in use
+    /// that stands against that: a process whose mount is gone may still be
+    /// closing its files.
     #[track_caller]
     pub fn set_read_only(&self, read_only: bool) {
         let options = if read_only {
@@ -93,6 +95,10 @@ impl Filesystem {
         } else {
             "remount,rw"
         };
-        run(command("mount", &["-o", options]).arg(self.mount.point()));
+        super::wait_until("the filesystem can be remounted", || {
+            let mut mount = command("mount", &["-o", options]);
+            let done = mount.arg(self.mount.point()).output();
+            done.is_ok_and(|done| done.status.success())
+        });
     }
 }

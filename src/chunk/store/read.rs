@@ -1,6 +1,6 @@
 //! Reading chunks, whatever the index believes.
 
-use super::ChunkStore;
+use super::{Bytes, ChunkStore};
 use crate::chunk::{ChunkId, Kind};
 use crate::error::{Error, Result};
 use crate::index::PackNumber;
@@ -20,7 +20,7 @@ struct Look {
 
 impl ChunkStore {
     /// A chunk that is in memory; never waits for a disk.
-    pub fn cached(&self, kind: Kind, id: &ChunkId) -> Option<Arc<[u8]>> {
+    pub fn cached(&self, kind: Kind, id: &ChunkId) -> Option<Bytes> {
         let (cached, bytes) = self.cache.get(id)?;
         (cached == kind).then_some(bytes)
     }
@@ -28,10 +28,17 @@ impl ChunkStore {
     /// A chunk's bytes, which have this id: read, unpacked and hashed
     /// (invariant 4). May wait for disks. [`Error::Damaged`] when only wrong
     /// bytes are there, [`Error::ChunkMissing`] when none are.
-    pub fn get(&self, kind: Kind, id: &ChunkId) -> Result<Arc<[u8]>> {
+    pub fn get(&self, kind: Kind, id: &ChunkId) -> Result<Bytes> {
         if let Some(bytes) = self.cached(kind, id) {
             return Ok(bytes);
         }
+        let bytes = Arc::new(self.stored(kind, id)?);
+        self.cache.insert(*id, (kind, Arc::clone(&bytes)));
+        Ok(bytes)
+    }
+
+    /// [`ChunkStore::get`] from a disk, whatever is in memory.
+    pub fn stored(&self, kind: Kind, id: &ChunkId) -> Result<Vec<u8>> {
         let mut look = self.look(kind, id);
         if look.found.is_none() {
             // Meanwhile a compaction may have moved it to another pack.
@@ -41,9 +48,7 @@ impl ChunkStore {
             self.look_everywhere()?;
             look = self.look(kind, id);
         }
-        let bytes: Arc<[u8]> = look.into_result(kind, id)?.into();
-        self.cache.insert(*id, (kind, Arc::clone(&bytes)));
-        Ok(bytes)
+        look.into_result(kind, id)
     }
 
     /// Tries every pack that may have a chunk.
@@ -126,28 +131,33 @@ impl ChunkStore {
     /// Reads, unpacks and checks one record.
     fn read(&self, name: &PackName, entry: &Entry) -> Result<Vec<u8>, ReadError> {
         let stored = pack::read_record(&*self.backend, name, entry)?;
-        stored.open(&self.keys).map_err(|detail| {
+        stored.into_plain(&self.keys).map_err(|detail| {
             ReadError::Damaged(format!("pack {name} at {}: {detail}", entry.offset()))
         })
     }
 
-    /// Reads the directory of every pack from the pack, once in a run: the
-    /// index may be wrong about a chunk that nobody can do without.
+    /// Reads the directory of every pack from the pack, once in a run, and
+    /// again where that failed: the index may be wrong about a chunk that
+    /// nobody can do without.
     fn look_everywhere(&self) -> Result<()> {
-        let mut looked = self.looked_everywhere.lock();
-        if !*looked {
+        let mut to_look_at = self.to_look_at.lock();
+        let packs = to_look_at.take().unwrap_or_else(|| {
             tracing::warn!("a chunk is in no known pack, so all packs are looked at again");
             let open = self.open.read().as_ref().map(|open| open.number);
-            for (number, info) in self.index.packs() {
-                if Some(number) == open {
-                    continue;
-                }
-                if let Err(error) = self.index.reload(number) {
-                    tracing::warn!("pack {}: {error}", info.name);
-                }
+            let others = self.index.packs().into_iter().map(|(number, _)| number);
+            others.filter(|number| Some(*number) != open).collect()
+        });
+        let mut unread = Vec::new();
+        for number in packs {
+            // What is gone by now cannot be looked at either.
+            if self.index.info(number).is_some()
+                && let Err(error) = self.index.reload(number)
+            {
+                tracing::warn!("a pack whose directory cannot be read: {error}");
+                unread.push(number);
             }
-            *looked = true;
         }
+        *to_look_at = Some(unread);
         Ok(())
     }
 
@@ -172,7 +182,8 @@ impl ChunkStore {
     ) -> Result<()> {
         let mut look = Look::default();
         for number in self.index.candidates(&entry.id) {
-            if without.contains(&number) {
+            let damaged = self.index.info(number).is_none_or(|info| info.damaged);
+            if without.contains(&number) || damaged {
                 continue;
             }
             match self.read_from(number, entry.kind, &entry.id) {
