@@ -746,13 +746,17 @@ impl Layers {
         let below = layer.below();
         self.add_below(&below);
         for (name, source) in layer.sources() {
-            let source = source.settled();
-            self.add_below(&source);
-            let root = match &source {
+            // Looked at once: between two looks it may be sealed, and would be
+            // named neither as a layer nor by its root.
+            let root = match source.settled() {
                 Below::Root(root) => Some((root.id, root.root.size)),
                 // It cannot be read now, which may pass.
                 Below::Lost(lost) => Some((lost.id, 0)),
-                Below::Empty | Below::Layer(_) => None,
+                Below::Layer(layer) => {
+                    self.add(&layer);
+                    None
+                }
+                Below::Empty => None,
             };
             if let (GraftSource::Layer(id), Some((root, size))) = (name, root)
                 && self.seen.insert(id)

@@ -190,7 +190,10 @@ pub fn recover(
         .map(|record| record.id)
         .collect();
     for disk in &disks {
-        if unfinished.contains(&disk.id()) || !disk.durable_layers().is_disjoint(&sealed) {
+        let named = disk.durable_layers();
+        // What it reaches only because another manifest names it, too.
+        let lacks = disk.layers().iter().any(|layer| !named.contains(&layer.id));
+        if unfinished.contains(&disk.id()) || lacks || !named.is_disjoint(&sealed) {
             disk.publish()?;
         }
     }

@@ -9,6 +9,8 @@
 
 use super::bytes::Random;
 use snapdisk::files::{Entry, File, Files};
+use snapdisk::manifest::{self, Catalogue, DiskRecord, EntryKind, LayerId, Manifest};
+use snapdisk::progress::Quiet;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::fmt;
 use std::io;
@@ -252,9 +254,88 @@ struct State {
     read_only: bool,
     /// Whether other threads are let in between two calls.
     yields: bool,
+    /// Logs of layers that went while a manifest on disk needed them.
+    orphaned: Vec<String>,
+}
+
+/// What a store in `files` finds wrong with itself, if anything.
+fn damage_of(files: FaultyFiles) -> Option<String> {
+    let index = super::library::memory_dir();
+    let store = match super::library::open_files(&files, index.path()) {
+        Ok(store) => store,
+        Err(error) => return Some(error.to_string()),
+    };
+    let mut found = Vec::new();
+    let verified = store.verify(&Quiet, &mut |finding| found.push(finding.to_string()));
+    let wrong = verified.is_err() || !found.is_empty();
+    wrong.then(|| format!("{verified:?} {found:?}"))
 }
 
 impl State {
+    /// A manifest on disk, as the next process would read it.
+    fn manifest<M: Manifest>(&self, path: &Path) -> Option<M> {
+        let content = &self.inodes[self.durable_names.get(path)?].durable;
+        let mut bytes = vec![0; content.len as usize];
+        content.read(0, &mut bytes);
+        manifest::decode(&path.to_string_lossy(), &bytes).ok()
+    }
+
+    /// If `path` is the log of a layer that is not sealed by what a manifest
+    /// on disk says, the manifest that could not be opened without it, in
+    /// words. What is in memory does not count: the power may fail now.
+    fn orphaned_by(&self, path: &Path) -> Option<String> {
+        let id: LayerId = path
+            .strip_prefix("layers")
+            .ok()?
+            .to_str()?
+            .strip_suffix(".log")?
+            .parse()
+            .ok()?;
+        let catalogue: Catalogue = self.manifest(Path::new(&manifest::catalogue_key()))?;
+        let disks = catalogue
+            .entries
+            .iter()
+            .filter(|(_, kind)| **kind == EntryKind::Disk);
+        let disks = disks.filter_map(|(disk, kind)| {
+            self.manifest::<DiskRecord>(Path::new(&manifest::entry_key(disk, *kind)))
+        });
+        let mut needed = None;
+        for disk in disks {
+            for layer in disk.layers.iter().filter(|layer| layer.id == id) {
+                if layer.root.is_some() {
+                    return None;
+                }
+                needed = Some(format!("{} of {}", path.display(), disk.name));
+            }
+        }
+        needed
+    }
+
+    /// What is left when the power fails now and of all that is not on disk
+    /// yet only the removal of `path` is.
+    fn without(&self, path: &Path) -> State {
+        let mut names = self.durable_names.clone();
+        names.remove(path);
+        let inodes = names.values().map(|id| {
+            let durable = self.inodes[id].durable.clone();
+            let inode = Inode {
+                now: durable.clone(),
+                durable,
+                pending: Vec::new(),
+            };
+            (*id, inode)
+        });
+        State {
+            inodes: inodes.collect(),
+            dirs: self.durable_dirs.clone(),
+            durable_dirs: self.durable_dirs.clone(),
+            durable_names: names.clone(),
+            names,
+            next_inode: self.next_inode,
+            ..State::default()
+        }
+    }
+
     /// Counts a call in, or refuses it.
     fn enter(&mut self, call: Call, path: &Path) -> io::Result<()> {
         let failed = |errno| Err(io::Error::from_raw_os_error(errno));
@@ -453,6 +534,12 @@ impl FaultyFiles {
         state.durable_names.remove(path);
     }
 
+    /// Logs of layers that were removed while a manifest on disk still needed
+    /// them, so that a power failure just then would have lost the layer.
+    pub fn orphaned(&self) -> Vec<String> {
+        self.state().orphaned.clone()
+    }
+
     /// The same once more, with everything on disk as it is.
     pub fn fork(&self) -> FaultyFiles {
         let old = self.state();
@@ -624,10 +711,20 @@ impl Files for FaultyFiles {
         let mut state = self.state();
         let id = *state.names.get(path).ok_or_else(|| error(libc::ENOENT))?;
         state.enter(Call::Unlink, path)?;
+        let suspect = state
+            .orphaned_by(path)
+            .map(|why| (why, state.without(path)));
         state.names.remove(path);
         state
             .pending_names
             .push(NameChange::Unlink(path.to_owned(), id));
+        drop(state);
+        // It may be named by what cannot be reached any more.
+        if let Some((why, left)) = suspect
+            && let Some(damage) = damage_of(FaultyFiles(Arc::new(Mutex::new(left))))
+        {
+            self.state().orphaned.push(format!("{why}: {damage}"));
+        }
         Ok(())
     }
 

@@ -844,6 +844,7 @@ impl World {
     /// The power fails, or only the process is killed and what it wrote may
     /// still be lost later.
     fn end_abruptly(&mut self, crash: &'static str, kill: &'static str) {
+        self.check_layers();
         let (what, files) = match self.random.below(3) {
             0 => (kill, self.files.kill()),
             _ => (crash, self.files.crash(&mut self.random)),
@@ -1035,7 +1036,14 @@ impl World {
         }
     }
 
+    /// At no moment was a file gone that a manifest on disk needs.
+    fn check_layers(&self) {
+        let orphaned = self.files.orphaned();
+        assert!(orphaned.is_empty(), "removed too early: {orphaned:?}");
+    }
+
     fn check(&self) {
+        self.check_layers();
         let names: Vec<String> = self.store().disks().iter().map(|d| d.name()).collect();
         let expected: Vec<String> = self.disks.keys().cloned().collect();
         assert_eq!(names, expected, "disks");
