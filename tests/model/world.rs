@@ -209,6 +209,7 @@ impl World {
     /// failed; None if it has.
     #[track_caller]
     fn done<T>(&mut self, what: &'static str, outcome: Result<T>) -> Option<T> {
+        self.check_layers();
         match outcome {
             Ok(done) => Some(done),
             Err(_) if self.files.is_stopped() => None,
