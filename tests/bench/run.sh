@@ -2,7 +2,7 @@
 # Measures snapdisk, against a bare FUSE daemon where that tells something.
 #
 # usage: tests/bench/run.sh [--quick] [--dir DIR] [--out FILE] [STEP…]
-#   --quick     smaller, shorter, fewer jobs: 10 minutes
+#   --quick     smaller, shorter, fewer jobs: 12 minutes
 #   --dir DIR   where the store and all files go, on a disk (default /var/tmp)
 #   --out FILE  the figures as JSON (default target/bench.json)
 #   STEP        of: fio pause steady reflink clone seal delete mount idle rebuild
