@@ -3,7 +3,7 @@
 use super::ask::{Place, ask};
 use super::bar::Bar;
 use super::failure::Failure;
-use super::mountinfo::absolute;
+use super::mountinfo::{absolute, in_its_directory};
 use super::out::{self, say};
 use super::size::human;
 use crate::sys;
@@ -142,13 +142,12 @@ fn line(event: &Value) -> String {
 /// The absolute path, also of what is not there because it was refused: its
 /// directory is.
 fn absolute_or_refused(path: &Path) -> io::Result<PathBuf> {
-    absolute(path).or_else(|error| {
-        let path = std::path::absolute(path)?;
-        match (error.kind(), path.parent(), path.file_name()) {
-            (io::ErrorKind::NotFound, Some(parent), Some(name)) => Ok(absolute(parent)?.join(name)),
-            _ => Err(error),
+    match absolute(path) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {
+            in_its_directory(path).unwrap_or(Err(error))
         }
-    })
+        result => result,
+    }
 }
 
 pub(super) fn explain(explain: &Explain) -> anyhow::Result<ExitCode> {

@@ -111,14 +111,21 @@ impl Mounts {
 pub(super) fn absolute(path: &Path) -> io::Result<PathBuf> {
     match fs::canonicalize(path) {
         Err(error) if error.raw_os_error() == Some(libc::ENOTCONN) => {
-            let path = std::path::absolute(path)?;
-            match (path.parent(), path.file_name()) {
-                (Some(parent), Some(name)) => Ok(fs::canonicalize(parent)?.join(name)),
-                _ => Err(error),
-            }
+            in_its_directory(path).unwrap_or(Err(error))
         }
         result => result,
     }
+}
+
+/// The absolute path of something that cannot be looked at itself, by its
+/// directory; None if it has none.
+pub(super) fn in_its_directory(path: &Path) -> Option<io::Result<PathBuf>> {
+    let path = match std::path::absolute(path) {
+        Ok(path) => path,
+        Err(error) => return Some(Err(error)),
+    };
+    let (parent, name) = (path.parent()?, path.file_name()?);
+    Some(absolute(parent).map(|parent| parent.join(name)))
 }
 
 /// A line, as proc_pid_mountinfo(5) has it: id, parent, device, root, point,

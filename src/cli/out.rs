@@ -5,30 +5,21 @@ use std::fmt;
 use std::io::{self, Write};
 use std::os::fd::AsFd;
 use std::process;
-use std::sync::atomic::{AtomicBool, Ordering};
 
-/// Whether anybody still reads what is printed.
-static READ: AtomicBool = AtomicBool::new(true);
-
-/// Whether somebody reads what is printed, or did when last something was:
-/// `| head` has ended once that fails.
+/// Whether anybody still reads what is printed: `| head` ends.
 pub(super) fn is_read() -> bool {
-    READ.load(Ordering::Relaxed) && !sys::is_hung_up(io::stdout().as_fd())
+    !sys::is_hung_up(io::stdout().as_fd())
 }
 
 /// Prints to stdout. That nobody reads it any more is no error; that it
 /// cannot be written is one, and ends the command with 1.
 pub(super) fn print(text: fmt::Arguments<'_>) {
     let printed = io::stdout().lock().write_fmt(text);
-    match printed {
-        Err(error) if error.kind() == io::ErrorKind::BrokenPipe => {
-            READ.store(false, Ordering::Relaxed);
-        }
-        Err(error) => {
-            eprintln!("snapdisk: writing the answer: {error}");
-            process::exit(1);
-        }
-        Ok(()) => {}
+    if let Err(error) = printed
+        && error.kind() != io::ErrorKind::BrokenPipe
+    {
+        eprintln!("snapdisk: writing the answer: {error}");
+        process::exit(1);
     }
 }
 

@@ -1,6 +1,6 @@
 //! Making, dropping, freezing and replacing the live image.
 
-use super::layer::{BLOCK, MAX_BLOCK};
+use super::layer::BLOCK;
 use super::opens::What as Opening;
 use super::ranges::RangeGuard;
 use super::*;
@@ -192,14 +192,10 @@ impl Disk {
         head.prepare_like(&old)
             .inspect_err(|_| self.engine.work.raise(|work| work.seal = true))?;
         // The new head begins with the size that the old one ends with, so
-        // nobody may change it meanwhile: whoever does touches the last
-        // block or one behind it. All others go on.
+        // nobody may change it meanwhile. All others go on.
         let range = loop {
             let size = old.size();
-            // Never empty: at the largest size it is the last block.
-            let range = self
-                .ranges
-                .lock((size / BLOCK).min(MAX_BLOCK - 1)..MAX_BLOCK);
+            let range = self.lock_end(size);
             if old.size() == size {
                 break range;
             }

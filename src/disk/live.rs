@@ -2,6 +2,7 @@
 
 use super::layer::{self, BLOCK, Entered, MAX_BLOCK, MAX_SIZE, blocks_of};
 use super::opens::What;
+use super::ranges::RangeGuard;
 use super::*;
 
 /// What `lseek` looks for.
@@ -180,7 +181,7 @@ impl Disk {
         if !keep_size {
             let size = self.live().ok_or_else(|| self.no_image())?.size;
             if end > size {
-                let _range = self.ranges.lock(size / BLOCK..MAX_BLOCK);
+                let _range = self.lock_end(size);
                 let head = self.enter()?;
                 head.grow(end);
                 self.changed(&head);
@@ -195,24 +196,24 @@ impl Disk {
         if size > MAX_SIZE {
             return Err(too_large(size));
         }
-        let Some(current) = self.live().map(|live| live.size) else {
-            return Err(self.no_image());
-        };
-        // By its path: an import must not be finished meanwhile.
-        let opened = match self.is_import() && !opened_for_write_by_caller {
-            true => Some(self.open_live(true)?),
-            false => None,
-        };
-        let outcome = self.resize(
-            current,
-            size,
-            opened_for_write_by_caller || opened.is_some(),
-        );
-        if opened.is_some() {
-            drop(opened);
-            self.released();
+        let current = self.live().ok_or_else(|| self.no_image())?.size;
+        if opened_for_write_by_caller || !self.is_import() {
+            return self.resize(current, size, opened_for_write_by_caller);
         }
+        // By its path: the import must not be finished meanwhile.
+        let opened = self.open_live(true)?;
+        let outcome = self.resize(current, size, true);
+        drop(opened);
+        self.released();
         outcome
+    }
+
+    /// Locks out whoever else changes the size of the live image: all that
+    /// do touch the block in which it ends or one behind it. At the largest
+    /// size that is the last block there is.
+    pub(super) fn lock_end(&self, size: u64) -> RangeGuard<'_> {
+        let block = (size / BLOCK).min(MAX_BLOCK - 1);
+        self.ranges.lock(block..MAX_BLOCK)
     }
 
     fn resize(&self, current: u64, size: u64, opened_for_write_by_caller: bool) -> Result<()> {
@@ -225,8 +226,7 @@ impl Disk {
                 });
             }
         }
-        // Whatever changes the size touches the last block or one after it.
-        let _range = self.ranges.lock(size.min(current) / BLOCK..MAX_BLOCK);
+        let _range = self.lock_end(size.min(current));
         let head = self.enter()?;
         if size < head.size() {
             head.cut(&self.engine.sealed, size)

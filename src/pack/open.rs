@@ -45,7 +45,7 @@ pub fn check_header(
     let Some(bytes) = read(backend, pack, 0, ALIGN as usize)? else {
         return finding("the file is shorter than a header");
     };
-    if !is_sealed(&bytes) || &bytes[..8] != PACK_MAGIC {
+    if !is_header(&bytes) {
         return finding("it is damaged");
     }
     let format = u16::from_le_bytes([bytes[8], bytes[9]]);
@@ -65,9 +65,12 @@ pub fn check_header(
 /// another store's: somebody put it there, and it may be all there is of it.
 pub fn is_foreign(backend: &dyn Backend, pack: &PackName, store: Uuid) -> Result<bool> {
     let header = read(backend, pack, 0, ALIGN as usize)?;
-    Ok(header.is_some_and(|header| {
-        is_sealed(&header) && &header[..8] == PACK_MAGIC && header != encode_header(pack, store)
-    }))
+    Ok(header.is_some_and(|header| is_header(&header) && header != encode_header(pack, store)))
+}
+
+/// Whether these bytes are a whole header of some pack.
+fn is_header(bytes: &[u8]) -> bool {
+    is_sealed(bytes) && &bytes[..8] == PACK_MAGIC
 }
 
 /// The trailer of a pack of `len` bytes; None if it has no sound one.

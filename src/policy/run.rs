@@ -30,8 +30,13 @@ const MISSED_TOLD: usize = 3;
 /// Until when nothing is deleted, by a clock that was at `seen_ns` when the
 /// store was last seen (0: never) and is at `now_ns`; None if that is no jump.
 pub(crate) fn quiet_until(seen_ns: i64, now_ns: i64) -> Option<i64> {
-    let jumped = seen_ns != 0 && i128::from(now_ns) - i128::from(seen_ns) > JUMP.as_nanos() as i128;
+    let jumped = seen_ns != 0 && is_jump(i128::from(now_ns) - i128::from(seen_ns));
     jumped.then(|| quiet_from(now_ns))
+}
+
+/// Whether a clock that is so much ahead of the time that passed was set.
+pub(crate) fn is_jump(ahead_ns: i128) -> bool {
+    ahead_ns > JUMP.as_nanos() as i128
 }
 
 /// When a day of quiet that begins now ends.
@@ -79,7 +84,7 @@ impl Clocks {
         let shown = wall_ns.saturating_sub(self.wall_ns);
         let ahead = i128::from(shown) - passed.as_nanos() as i128;
         (self.wall_ns, self.at) = (wall_ns, at);
-        if ahead > JUMP.as_nanos() as i128 {
+        if is_jump(ahead) {
             self.jump = Some((ahead / 3_600_000_000_000) as i64);
             self.quiet_until = Some(at + AFTER_JUMP);
         }

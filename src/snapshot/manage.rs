@@ -92,12 +92,12 @@ impl Disk {
         let mut work = self.engine.work.work.lock();
         loop {
             self.engine.check_open()?;
-            let frozen: Vec<_> = self.layers();
-            let frozen: Vec<_> = frozen.iter().filter(|layer| layer.is_frozen()).collect();
-            let waiting = frozen.iter().filter(|layer| !layer.is_stuck()).count();
-            if frozen.len() - waiting > STUCK_MAX {
+            let mut layers = self.layers();
+            layers.retain(|layer| layer.is_frozen());
+            let waiting = layers.iter().filter(|layer| !layer.is_stuck()).count();
+            if layers.len() - waiting > STUCK_MAX {
                 return Err(Error::Poisoned {
-                    what: format!("sealing, with {} layers of this disk", frozen.len()),
+                    what: format!("sealing, with {} layers of this disk", layers.len()),
                     cause: "one of them cannot be sealed, as what lies below it is damaged: go \
                             back to an older snapshot, or clone one"
                         .to_owned(),
@@ -195,19 +195,18 @@ impl Disk {
         }
         self.check_new_name(to.as_str())?;
         let before = snapshot.notes();
-        let kind = match before.kind {
+        let kept = |kind| Notes {
+            kind,
+            expires_ns: None,
+            ..before.clone()
+        };
+        match before.kind {
+            SnapshotKind::Manual => {}
+            SnapshotKind::Kept => snapshot.set_notes(kept(SnapshotKind::Kept)),
             SnapshotKind::Automatic => {
                 self.check_manual_quota()?;
-                SnapshotKind::Manual
+                snapshot.set_notes(kept(SnapshotKind::Manual));
             }
-            kind => kind,
-        };
-        if kind != SnapshotKind::Manual || kind != before.kind {
-            snapshot.set_notes(Notes {
-                kind,
-                expires_ns: None,
-                ..before.clone()
-            });
         }
         self.set_snapshot_name(&meta, from, to.as_str())
             .inspect_err(|_| snapshot.set_notes(before))?;

@@ -245,42 +245,38 @@ impl<'a> SealPass<'a> {
         for (range, change) in changes.iter() {
             let mut first = range.start;
             while first < range.end {
-                let (op, end) = match change {
-                    Change::Clear => (Some(Op::Clear), range.end),
+                // What counts towards the slice are chunks and, like them,
+                // new pages: those at both ends of a change, or all.
+                let (op, end, new) = match change {
+                    Change::Clear => (Some(Op::Clear), range.end, 2),
                     Change::Copy { from, start } => {
                         let op = Op::Copy {
                             from: &from.root,
                             start: start + first - range.start,
                         };
-                        let end = match moves_pages(range.start, *start) {
-                            true => range.end,
-                            false => range.end.min((first / COPY + 1) * COPY),
-                        };
-                        (Some(op), end)
+                        if range.start.abs_diff(*start).is_multiple_of(FANOUT as u64) {
+                            // Whole pages are taken by id.
+                            (Some(op), range.end, 2)
+                        } else {
+                            let end = range.end.min((first / COPY + 1) * COPY);
+                            (Some(op), end, (end - first).div_ceil(FANOUT as u64) + 2)
+                        }
                     }
-                    Change::Read => (None, range.end.min(first + GROUP)),
+                    Change::Read => {
+                        let end = range.end.min(first + GROUP);
+                        (None, end, end - first)
+                    }
                 };
                 match op {
-                    Some(op) => {
-                        // New pages count like chunks: those at both ends,
-                        // or all.
-                        let pages = match op {
-                            Op::Copy { start, .. } if !moves_pages(first, start) => {
-                                (end - first).div_ceil(FANOUT as u64)
-                            }
-                            _ => 0,
-                        };
-                        ops.push((first..end, op));
-                        in_slice += (pages + 2) * unit;
-                    }
+                    Some(op) => ops.push((first..end, op)),
                     None => {
                         self.engine.check_open()?;
                         self.seal_group(layer, first..end, size, &mut ops)?;
-                        in_slice += (end - first) * unit;
                         layer.add_seal_done(end - first);
                     }
                 }
                 first = end;
+                in_slice += new * unit;
                 if in_slice >= SLICE {
                     root = map::edit(&self.pages, &root, size, &ops)?;
                     self.batch.sync()?;
@@ -348,11 +344,6 @@ impl<'a> SealPass<'a> {
         self.batch.put_all(self.pool, Kind::Data, &stored)?;
         Ok(())
     }
-}
-
-/// Whether a copy from chunk `from` to chunk `to` takes whole pages by id.
-fn moves_pages(to: u64, from: u64) -> bool {
-    to.abs_diff(from).is_multiple_of(FANOUT as u64)
 }
 
 fn out_of_order(layer: &Layer, needed: &Layer) -> Error {

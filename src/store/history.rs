@@ -2,6 +2,7 @@
 //! a year, as a table and as a drawing.
 
 use super::*;
+use crate::policy::run::is_jump;
 use crate::progress::Quiet;
 use crate::usage::Usage;
 use plotters::prelude::*;
@@ -186,16 +187,14 @@ impl History {
     }
 }
 
-/// A sample that is so much later than the one before it is of a clock that
-/// was set, or of a store that was away: nothing is too old on its word.
-const JUMP_NS: i64 = 48 * HOUR_NS;
-
 fn prune(rows: &mut VecDeque<Row>, now_ns: i64) -> usize {
     let before = rows.len();
     let earlier = rows.iter().rev().map(|row| row.at_ns);
     let earlier = earlier.filter(|at| *at < now_ns).max();
+    // Nothing is too old on the word of a clock that was set, or that nobody
+    // looked at for long.
     let now_ns = match earlier {
-        Some(at) if now_ns - at > JUMP_NS => at,
+        Some(at) if is_jump(i128::from(now_ns) - i128::from(at)) => at,
         _ => now_ns,
     };
     let too_old = |row: &Row| row.at_ns < now_ns.saturating_sub(KEPT_NS);

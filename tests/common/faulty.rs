@@ -10,7 +10,6 @@
 use super::bytes::Random;
 use snapdisk::files::{Entry, File, Files};
 use snapdisk::manifest::{self, Catalogue, DiskRecord, EntryKind, LayerId, Manifest};
-use snapdisk::progress::Quiet;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::fmt;
 use std::io;
@@ -193,6 +192,17 @@ struct Inode {
     pending: Vec<Change>,
 }
 
+impl Inode {
+    /// A file of which all is on disk.
+    fn on_disk(content: Content) -> Inode {
+        Inode {
+            now: content.clone(),
+            durable: content,
+            pending: Vec::new(),
+        }
+    }
+}
+
 /// A change of names that may be lost.
 #[derive(Clone)]
 enum NameChange {
@@ -265,10 +275,7 @@ fn damage_of(files: FaultyFiles) -> Option<String> {
         Ok(store) => store,
         Err(error) => return Some(error.to_string()),
     };
-    let mut found = Vec::new();
-    let verified = store.verify(&Quiet, &mut |finding| found.push(finding.to_string()));
-    let wrong = verified.is_err() || !found.is_empty();
-    wrong.then(|| format!("{verified:?} {found:?}"))
+    super::library::wrong_with(&store)
 }
 
 impl State {
@@ -311,29 +318,37 @@ impl State {
         needed
     }
 
-    /// What is left when the power fails now and of all that is not on disk
-    /// yet only the removal of `path` is.
-    fn without(&self, path: &Path) -> State {
-        let mut names = self.durable_names.clone();
-        names.remove(path);
-        let inodes = names.values().map(|id| {
-            let durable = self.inodes[id].durable.clone();
-            let inode = Inode {
-                now: durable.clone(),
-                durable,
-                pending: Vec::new(),
-            };
-            (*id, inode)
-        });
-        State {
-            inodes: inodes.collect(),
-            dirs: self.durable_dirs.clone(),
+    /// What is left when the power fails now: everything that was synced, and
+    /// of the rest what `keeps` says.
+    fn left(&self, random: &mut Random, keeps: impl Fn(&mut Random) -> bool) -> State {
+        let mut new = State {
+            durable_names: self.durable_names.clone(),
             durable_dirs: self.durable_dirs.clone(),
-            durable_names: names.clone(),
-            names,
             next_inode: self.next_inode,
+            room: self.room,
             ..State::default()
+        };
+        for change in &self.pending_names {
+            if keeps(random) {
+                change.apply(&mut new.durable_names, &mut new.durable_dirs);
+            }
         }
+        new.names = new.durable_names.clone();
+        new.dirs = new.durable_dirs.clone();
+        for id in new.names.values() {
+            let inode = &self.inodes[id];
+            let mut content = inode.durable.clone();
+            for change in &inode.pending {
+                if keeps(random) {
+                    match random.below(3) {
+                        0 => change.apply_torn(&mut content, random),
+                        _ => change.apply(&mut content),
+                    }
+                }
+            }
+            new.inodes.insert(*id, Inode::on_disk(content));
+        }
+        new
     }
 
     /// Counts a call in, or refuses it.
@@ -545,12 +560,7 @@ impl FaultyFiles {
         let old = self.state();
         let inodes = old.names.values().map(|id| {
             let now = old.inodes[id].now.clone();
-            let inode = Inode {
-                durable: now.clone(),
-                now,
-                pending: Vec::new(),
-            };
-            (*id, inode)
+            (*id, Inode::on_disk(now))
         });
         FaultyFiles(Arc::new(Mutex::new(State {
             names: old.names.clone(),
@@ -605,41 +615,7 @@ impl FaultyFiles {
     ) -> FaultyFiles {
         let mut old = self.state();
         old.stopped = true;
-        let mut new = State {
-            durable_names: old.durable_names.clone(),
-            durable_dirs: old.durable_dirs.clone(),
-            next_inode: old.next_inode,
-            room: old.room,
-            ..State::default()
-        };
-        for change in &old.pending_names {
-            if keeps(random) {
-                change.apply(&mut new.durable_names, &mut new.durable_dirs);
-            }
-        }
-        new.names = new.durable_names.clone();
-        new.dirs = new.durable_dirs.clone();
-        for id in new.names.values() {
-            let inode = &old.inodes[id];
-            let mut content = inode.durable.clone();
-            for change in &inode.pending {
-                if keeps(random) {
-                    match random.below(3) {
-                        0 => change.apply_torn(&mut content, random),
-                        _ => change.apply(&mut content),
-                    }
-                }
-            }
-            new.inodes.insert(
-                *id,
-                Inode {
-                    now: content.clone(),
-                    durable: content,
-                    pending: Vec::new(),
-                },
-            );
-        }
-        FaultyFiles(Arc::new(Mutex::new(new)))
+        FaultyFiles(Arc::new(Mutex::new(old.left(random, keeps))))
     }
 
     fn file(&self, id: u64, path: &Path) -> Arc<dyn File> {
@@ -711,9 +687,12 @@ impl Files for FaultyFiles {
         let mut state = self.state();
         let id = *state.names.get(path).ok_or_else(|| error(libc::ENOENT))?;
         state.enter(Call::Unlink, path)?;
-        let suspect = state
-            .orphaned_by(path)
-            .map(|why| (why, state.without(path)));
+        let suspect = state.orphaned_by(path).map(|why| {
+            let mut left = state.left(&mut Random(0), |_| false);
+            left.names.remove(path);
+            left.durable_names.remove(path);
+            (why, left)
+        });
         state.names.remove(path);
         state
             .pending_names

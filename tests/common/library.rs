@@ -53,10 +53,19 @@ pub fn open_files_with(files: &FaultyFiles, root: &Path, options: Options) -> Re
 /// Panics unless verify finds nothing in an open store.
 #[track_caller]
 pub fn assert_store_sound(store: &Store, what: &str) {
+    let wrong = wrong_with(store);
+    assert!(wrong.is_none(), "{what}: {}", wrong.unwrap_or_default());
+}
+
+/// What verify says of an open store, if it finds anything or fails.
+pub fn wrong_with(store: &Store) -> Option<String> {
     let mut findings = Vec::new();
     let verified = store.verify(&Quiet, &mut |finding| findings.push(finding.to_string()));
-    verified.unwrap_or_else(|error| panic!("{what}: verify: {error}"));
-    assert!(findings.is_empty(), "{what}: verify finds {findings:?}");
+    match verified {
+        Err(error) => Some(format!("verify: {error}")),
+        Ok(_) if findings.is_empty() => None,
+        Ok(_) => Some(format!("verify finds {findings:?}")),
+    }
 }
 
 /// The disk of that name.
