@@ -19,13 +19,44 @@ mod model {
 }
 
 use common::env_number;
-use model::world::{Counts, Trouble, run};
+use model::world::{Counts, Trail, Trouble, run};
+use std::io::{Write, stderr};
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Condvar, Mutex};
+use std::time::{Duration, Instant};
 
 /// Operations of a history.
 const STEPS: u64 = 200;
+/// An operation that takes so long waits for what never comes: a whole
+/// history takes a fraction of a second.
+const HUNG: Duration = Duration::from_secs(240);
+
+/// Ends the process when one of the histories that write these trails gets no
+/// further, and says where it stands. Ends itself when told so.
+fn watch(trails: &[Trail], ended: &Mutex<bool>, told: &Condvar) {
+    let mut seen: Vec<(String, usize, Instant)> = trails
+        .iter()
+        .map(|_| (String::new(), 0, Instant::now()))
+        .collect();
+    let mut guard = ended.lock().expect("nobody panics with it");
+    while !*guard {
+        for (trail, seen) in trails.iter().zip(&mut seen) {
+            let lines = trail.lines();
+            let first = lines.first().cloned().unwrap_or_default();
+            if lines.is_empty() || (&first, lines.len()) != (&seen.0, seen.1) {
+                *seen = (first, lines.len(), Instant::now());
+            } else if seen.2.elapsed() > HUNG {
+                let (what, threads) = (lines.join("\n"), common::threads());
+                // Not by a macro, whose output goes down with the process.
+                writeln!(stderr(), "{what}\n--- gets no further; threads:\n{threads}").ok();
+                std::process::abort();
+            }
+        }
+        let waited = told.wait_timeout(guard, Duration::from_secs(5));
+        guard = waited.expect("nobody panics with it").0;
+    }
+}
 
 /// Runs histories, on all processors; panics if one fails.
 fn run_histories(default: u64, crashes: u64, trouble: Trouble) {
@@ -36,13 +67,16 @@ fn run_histories(default: u64, crashes: u64, trouble: Trouble) {
     };
     let (next, failed) = (AtomicU64::new(seeds.start), Mutex::new(Vec::new()));
     let total = Mutex::new(Counts::default());
-    let work = || {
+    let work = |trail: &Trail| {
         loop {
             let seed = next.fetch_add(1, Ordering::Relaxed);
             if seed >= seeds.end {
+                trail.end();
                 break;
             }
-            match catch_unwind(AssertUnwindSafe(|| run(seed, STEPS, crashes, trouble))) {
+            match catch_unwind(AssertUnwindSafe(|| {
+                run(seed, STEPS, crashes, trouble, trail)
+            })) {
                 Ok(counts) => {
                     let mut total = total.lock().expect("nobody panics with it");
                     for (what, count) in counts {
@@ -53,10 +87,20 @@ fn run_histories(default: u64, crashes: u64, trouble: Trouble) {
             }
         }
     };
+    let workers = std::thread::available_parallelism().map_or(2, usize::from);
+    let trails: Vec<Trail> = (0..workers).map(|_| Trail::default()).collect();
+    let (ended, told) = (Mutex::new(false), Condvar::new());
     std::thread::scope(|scope| {
-        for _ in 0..std::thread::available_parallelism().map_or(2, usize::from) {
-            scope.spawn(work);
+        let working: Vec<_> = trails
+            .iter()
+            .map(|trail| scope.spawn(|| work(trail)))
+            .collect();
+        scope.spawn(|| watch(&trails, &ended, &told));
+        for worker in working {
+            worker.join().expect("a history's panic is caught");
         }
+        *ended.lock().expect("nobody panics with it") = true;
+        told.notify_all();
     });
     println!(
         "histories with trouble {trouble:?}: {}",

@@ -325,3 +325,21 @@ pub fn env_number(variable: &str) -> Option<u64> {
 pub fn assert_sound(place: &Path) {
     run(command(SNAPDISK, &["verify"]).arg(place));
 }
+
+/// The threads of this process, each with what it waits in, a line each.
+pub fn threads() -> String {
+    let of = |task: &Path, file: &str| {
+        let text = fs::read_to_string(task.join(file)).unwrap_or_else(|error| error.to_string());
+        text.trim().to_owned()
+    };
+    let line = |task: PathBuf| {
+        let name = of(&task, "comm");
+        let state = of(&task, "status");
+        let state = state.lines().find(|line| line.starts_with("State:"));
+        let state = state.unwrap_or_default().to_owned();
+        format!("{name}: {state}, {}", of(&task, "wchan"))
+    };
+    let tasks = fs::read_dir("/proc/self/task").into_iter().flatten();
+    let lines = tasks.flatten().map(|task| line(task.path()));
+    lines.collect::<Vec<_>>().join("\n")
+}

@@ -13,7 +13,7 @@ use snapdisk::name::{DiskName, ImageName, SnapshotName};
 use snapdisk::progress::Quiet;
 use snapdisk::store::{self, InitOptions, Store};
 use std::collections::{BTreeMap, BTreeSet};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 
 const OWNER: Owner = Owner {
     uid: 0,
@@ -26,6 +26,35 @@ const MAX: u64 = 16 * CHUNK;
 
 /// How often each operation was done.
 pub type Counts = BTreeMap<&'static str, u64>;
+
+/// What a history has done so far, in words; others may look at it. Clones
+/// share it.
+#[derive(Clone, Default)]
+pub struct Trail(Arc<Mutex<Vec<String>>>);
+
+impl Trail {
+    /// The lines. Empty between histories.
+    pub fn lines(&self) -> Vec<String> {
+        let lines = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        lines.clone()
+    }
+
+    fn push(&self, line: String) {
+        let mut lines = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        lines.push(line);
+    }
+
+    fn begin(&self, line: String) {
+        self.end();
+        self.push(line);
+    }
+
+    /// Nothing is done any more.
+    pub fn end(&self) {
+        let mut lines = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        lines.clear();
+    }
+}
 
 /// What goes wrong in a history besides that the power fails.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -81,8 +110,8 @@ struct World {
     trouble: Trouble,
     /// An operation failed because of the trouble.
     failed: bool,
-    /// What was done, in words.
-    history: Vec<String>,
+    /// What was done.
+    trail: Trail,
     /// Whether everything is compared after every operation.
     paranoid: bool,
 }
@@ -90,7 +119,7 @@ struct World {
 impl Drop for World {
     fn drop(&mut self) {
         if std::thread::panicking() {
-            eprintln!("{}\n--- end of it", self.history.join("\n"));
+            eprintln!("{}\n--- end of it", self.trail.lines().join("\n"));
         }
     }
 }
@@ -113,8 +142,9 @@ fn content(random: &mut Random, len: u64) -> Vec<u8> {
 }
 
 /// Runs a history; panics where it and the vectors differ.
-pub fn run(seed: u64, steps: u64, crashes: u64, trouble: Trouble) -> Counts {
-    let mut world = World::new(seed, trouble);
+pub fn run(seed: u64, steps: u64, crashes: u64, trouble: Trouble, trail: &Trail) -> Counts {
+    trail.begin(format!("history {seed}"));
+    let mut world = World::new(seed, trouble, trail.clone());
     // When the power begins to fail.
     let mut failing: Vec<u64> = (0..crashes).map(|_| world.random.below(steps)).collect();
     failing.sort_unstable();
@@ -144,7 +174,7 @@ pub fn run(seed: u64, steps: u64, crashes: u64, trouble: Trouble) -> Counts {
 }
 
 impl World {
-    fn new(seed: u64, trouble: Trouble) -> World {
+    fn new(seed: u64, trouble: Trouble, trail: Trail) -> World {
         let files = FaultyFiles::new();
         let chunks = InitOptions {
             chunk_size: CHUNK as u32,
@@ -162,7 +192,7 @@ impl World {
             counts: Counts::new(),
             trouble,
             failed: false,
-            history: vec![format!("history {seed}")],
+            trail,
             paranoid: std::env::var_os("SNAPDISK_MODEL_PARANOID").is_some(),
         };
         if trouble == Trouble::Full {
@@ -174,7 +204,7 @@ impl World {
     }
 
     fn note(&mut self, what: std::fmt::Arguments<'_>) {
-        self.history.push(what.to_string());
+        self.trail.push(what.to_string());
     }
 
     fn open(&self) -> Result<Arc<Store>> {
