@@ -633,6 +633,19 @@ impl Disk {
         }
     }
 
+    /// Whether a manifest written now would name other layers than `record`
+    /// does, or one of them with a root and not without, or the other way
+    /// round.
+    pub(crate) fn names_other_layers(&self, record: &DiskRecord) -> bool {
+        let names = |record: &DiskRecord| -> HashMap<LayerId, bool> {
+            let layers = record.layers.iter();
+            layers
+                .map(|layer| (layer.id, layer.root.is_some()))
+                .collect()
+        };
+        names(&self.record(&self.state.read(), None)) != names(record)
+    }
+
     /// What a snapshot of it is and its name, for messages.
     pub(crate) fn label_of(&self, snapshot: &Snapshot) -> String {
         match self.is_import() {

@@ -180,20 +180,14 @@ pub fn recover(
     for disk in &disks {
         disk.settle_recovered()?;
     }
-    // A crash came while manifests were told of a sealed layer, and some of
-    // them name it as unsealed still. Its files are not needed, and the
-    // manifests that know its root may go before those that do not.
-    let sealed: HashSet<LayerId> = opener
-        .records
-        .values()
-        .filter(|record| record.root.is_some())
-        .map(|record| record.id)
-        .collect();
+    // What a manifest says of layers and what its disk shows may differ: a
+    // crash came while manifests were told of a sealed layer, or took the
+    // record that names one; another manifest may know more, and go first.
+    // What it names beyond is about to be removed. From here on they agree.
+    let on_disk: HashMap<Uuid, &DiskRecord> = records.iter().map(|one| (one.id, one)).collect();
     for disk in &disks {
-        let named = disk.durable_layers();
-        // What it reaches only because another manifest names it, too.
-        let lacks = disk.layers().iter().any(|layer| !named.contains(&layer.id));
-        if unfinished.contains(&disk.id()) || lacks || !named.is_disjoint(&sealed) {
+        let differs = |record: &&DiskRecord| disk.names_other_layers(record);
+        if unfinished.contains(&disk.id()) || on_disk.get(&disk.id()).is_some_and(differs) {
             disk.publish()?;
         }
     }

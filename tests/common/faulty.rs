@@ -264,58 +264,70 @@ struct State {
     read_only: bool,
     /// Whether other threads are let in between two calls.
     yields: bool,
-    /// Logs of layers that went while a manifest on disk needed them.
+    /// Where a manifest named a layer whose log was gone.
     orphaned: Vec<String>,
 }
 
-/// What a store in `files` finds wrong with itself, if anything.
-fn damage_of(files: FaultyFiles) -> Option<String> {
-    let index = super::library::memory_dir();
-    let store = match super::library::open_files(&files, index.path()) {
-        Ok(store) => store,
-        Err(error) => return Some(error.to_string()),
-    };
-    super::library::wrong_with(&store)
+/// What a file says, if it is a sound manifest of that kind.
+fn decode<M: Manifest>(path: &Path, content: &Content) -> Option<M> {
+    let mut bytes = vec![0; content.len as usize];
+    content.read(0, &mut bytes);
+    manifest::decode(&path.to_string_lossy(), &bytes).ok()
+}
+
+/// Layers that are there as files only, as a manifest says.
+fn unsealed(disk: &DiskRecord) -> impl Iterator<Item = LayerId> {
+    let layers = disk.layers.iter().filter(|layer| layer.root.is_none());
+    layers.map(|layer| layer.id)
 }
 
 impl State {
     /// A manifest on disk, as the next process would read it.
     fn manifest<M: Manifest>(&self, path: &Path) -> Option<M> {
-        let content = &self.inodes[self.durable_names.get(path)?].durable;
-        let mut bytes = vec![0; content.len as usize];
-        content.read(0, &mut bytes);
-        manifest::decode(&path.to_string_lossy(), &bytes).ok()
+        decode(path, &self.inodes[self.durable_names.get(path)?].durable)
     }
 
-    /// If `path` is the log of a layer that is not sealed by what a manifest
-    /// on disk says, the manifest that could not be opened without it, in
-    /// words. What is in memory does not count: the power may fail now.
-    fn orphaned_by(&self, path: &Path) -> Option<String> {
-        let id: LayerId = path
-            .strip_prefix("layers")
-            .ok()?
-            .to_str()?
-            .strip_suffix(".log")?
-            .parse()
-            .ok()?;
-        let catalogue: Catalogue = self.manifest(Path::new(&manifest::catalogue_key()))?;
-        let disks = catalogue
-            .entries
-            .iter()
-            .filter(|(_, kind)| **kind == EntryKind::Disk);
-        let disks = disks.filter_map(|(disk, kind)| {
-            self.manifest::<DiskRecord>(Path::new(&manifest::entry_key(disk, *kind)))
-        });
-        let mut needed = None;
-        for disk in disks {
-            for layer in disk.layers.iter().filter(|layer| layer.id == id) {
-                if layer.root.is_some() {
-                    return None;
-                }
-                needed = Some(format!("{} of {}", path.display(), disk.name));
+    /// Notes it if `path` is the log of a layer that a manifest on disk names
+    /// as unsealed. What is in memory does not count: the power may fail now.
+    fn look_at_unlink(&mut self, path: &Path) {
+        let id = path.strip_prefix("layers").ok().and_then(Path::to_str);
+        let id = id.and_then(|name| name.strip_suffix(".log")?.parse::<LayerId>().ok());
+        let catalogue = self.manifest::<Catalogue>(Path::new(&manifest::catalogue_key()));
+        let (Some(id), Some(catalogue)) = (id, catalogue) else {
+            return;
+        };
+        for (disk, kind) in catalogue.entries {
+            if kind != EntryKind::Disk {
+                continue;
+            }
+            let key = manifest::entry_key(&disk, kind);
+            let record = self.manifest::<DiskRecord>(Path::new(&key));
+            if record
+                .as_ref()
+                .is_some_and(|disk| unsealed(disk).any(|one| one == id))
+            {
+                let path = path.display();
+                self.orphaned
+                    .push(format!("{path} is removed, and {key} names it"));
             }
         }
-        needed
+    }
+
+    /// Notes it if a manifest that was just put in place names a layer as
+    /// unsealed whose log is not there.
+    fn look_at_manifest(&mut self, path: &Path) {
+        let content = &self.inodes[&self.names[path]].now;
+        let Some(disk) = decode::<DiskRecord>(path, content) else {
+            return;
+        };
+        for id in unsealed(&disk) {
+            let log = format!("layers/{id}.log");
+            if !self.names.contains_key(Path::new(&log)) {
+                let path = path.display();
+                self.orphaned
+                    .push(format!("{path} names {log}, which is gone"));
+            }
+        }
     }
 
     /// What is left when the power fails now: everything that was synced, and
@@ -549,8 +561,9 @@ impl FaultyFiles {
         state.durable_names.remove(path);
     }
 
-    /// Logs of layers that were removed while a manifest on disk still needed
-    /// them, so that a power failure just then would have lost the layer.
+    /// Each moment at which a manifest on disk named a layer as unsealed and
+    /// its log was gone, or about to go: after a power failure just then the
+    /// layer would be lost.
     pub fn orphaned(&self) -> Vec<String> {
         self.state().orphaned.clone()
     }
@@ -680,6 +693,7 @@ impl Files for FaultyFiles {
         state.names.insert(to.to_owned(), id);
         let change = NameChange::Rename(from.to_owned(), to.to_owned(), id);
         state.pending_names.push(change);
+        state.look_at_manifest(to);
         Ok(())
     }
 
@@ -687,23 +701,11 @@ impl Files for FaultyFiles {
         let mut state = self.state();
         let id = *state.names.get(path).ok_or_else(|| error(libc::ENOENT))?;
         state.enter(Call::Unlink, path)?;
-        let suspect = state.orphaned_by(path).map(|why| {
-            let mut left = state.left(&mut Random(0), |_| false);
-            left.names.remove(path);
-            left.durable_names.remove(path);
-            (why, left)
-        });
+        state.look_at_unlink(path);
         state.names.remove(path);
         state
             .pending_names
             .push(NameChange::Unlink(path.to_owned(), id));
-        drop(state);
-        // It may be named by what cannot be reached any more.
-        if let Some((why, left)) = suspect
-            && let Some(damage) = damage_of(FaultyFiles(Arc::new(Mutex::new(left))))
-        {
-            self.state().orphaned.push(format!("{why}: {damage}"));
-        }
         Ok(())
     }
 
