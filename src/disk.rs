@@ -29,6 +29,7 @@ pub(crate) use opens::{KeptClosed, OPEN};
 pub use sealed::{Attempt, Wait};
 
 use crate::capacity::Capacity;
+use crate::chunk::ChunkId;
 use crate::error::{Error, Result};
 use crate::events::{Event, EventLog, What};
 use crate::files::Files;
@@ -633,14 +634,13 @@ impl Disk {
         }
     }
 
-    /// Whether a manifest written now would name other layers than `record`
-    /// does, or one of them with a root and not without, or the other way
-    /// round.
+    /// Whether a manifest written now would say something else of layers than
+    /// `record` does: name others, or on another base, or with another root.
     pub(crate) fn names_other_layers(&self, record: &DiskRecord) -> bool {
-        let names = |record: &DiskRecord| -> HashMap<LayerId, bool> {
+        let names = |record: &DiskRecord| -> HashMap<LayerId, (BaseRecord, Option<ChunkId>)> {
             let layers = record.layers.iter();
             layers
-                .map(|layer| (layer.id, layer.root.is_some()))
+                .map(|layer| (layer.id, (layer.base, layer.root)))
                 .collect()
         };
         names(&self.record(&self.state.read(), None)) != names(record)

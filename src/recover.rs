@@ -148,10 +148,10 @@ pub fn recover(
         lost: Mutex::default(),
     };
     for record in records.iter().flat_map(|disk| &disk.layers) {
-        // Several manifests may name a layer; one that knows its root knows
-        // more.
+        // Several manifests may name a layer, and not all of them may have
+        // been told of what was sealed.
         let known = opener.records.entry(record.id).or_insert(record);
-        if record.root.is_some() {
+        if knowledge(record) > knowledge(known) {
             *known = record;
         }
     }
@@ -181,9 +181,10 @@ pub fn recover(
         disk.settle_recovered()?;
     }
     // What a manifest says of layers and what its disk shows may differ: a
-    // crash came while manifests were told of a sealed layer, or took the
-    // record that names one; another manifest may know more, and go first.
-    // What it names beyond is about to be removed. From here on they agree.
+    // crash came when only some manifests had been told of a sealed layer, or
+    // took the record that named one. What is named only so is about to be
+    // removed, and whoever knew better may be the first to go: a layer that
+    // another still says lies over it could not be opened. So all are told.
     let on_disk: HashMap<Uuid, &DiskRecord> = records.iter().map(|one| (one.id, one)).collect();
     for disk in &disks {
         let differs = |record: &&DiskRecord| disk.names_other_layers(record);
@@ -251,6 +252,13 @@ pub fn recover(
         summary,
         damage,
     })
+}
+
+/// How much a manifest had been told of what was sealed when it named a layer:
+/// most if it knows its root, least if it has it over another layer.
+fn knowledge(record: &LayerRecord) -> (bool, bool) {
+    let is_over_layer = matches!(record.base, BaseRecord::Layer(_));
+    (record.root.is_some(), !is_over_layer)
 }
 
 /// Forgets snapshots of groups that the catalogue does not list: they were

@@ -671,3 +671,82 @@ fn what_a_reference_has_behind_the_end_stays_hidden() {
         "no crash came when only the manifest said its size"
     );
 }
+
+/// Invariant 2: a crash comes when one of two disks that share a layer has
+/// been told that what lies below it is sealed, and then that disk lets go of
+/// it. The other still has all of it, though its own manifest said that it
+/// lies over files that are gone.
+#[test]
+fn a_shared_layer_outlives_the_disk_that_knew_what_is_below_it() {
+    // As many as are sealed in one pass: not the shared one above them.
+    const BELOW: u8 = 64;
+    let index = memory_dir();
+    let files = new_files();
+    // Nothing is sealed while no pack can be made.
+    let no_packs = Fault {
+        call: Call::Create,
+        path: "packs".into(),
+        errno: libc::ENOSPC,
+        after: 0,
+        times: u64::MAX,
+    };
+    files.fail(no_packs.clone());
+    let store = open_files(&files, index.path()).expect("it opens");
+    let knowing = make(&store, "knowing").expect("a disk");
+    // Of two records of a layer the first counts, by the disks' ids; and
+    // manifests are told in the order in which disks were made.
+    let other = (0..)
+        .map(|n| make(&store, &format!("other{n}")).expect("a disk"))
+        .find(|other| other.id() > knowing.id())
+        .expect("one of them is later");
+    let name = other.name();
+    for n in 1..=BELOW {
+        write(&knowing, 0, &[n; CHUNK]).expect("a write");
+        take_of(&knowing, &format!("s{n}")).expect("a snapshot");
+    }
+    write(&knowing, CHUNK, &[99; CHUNK]).expect("a write");
+    let source = Source::Live(knowing.clone());
+    let copied = other.copy_range(&source, 0, 0, 2 * CHUNK as u64);
+    assert_eq!(copied.expect("a clone"), 2 * CHUNK as u64);
+    other.flush().expect("it is acknowledged");
+    // The pass tells the first disk and fails at the second.
+    files.mend();
+    files.fail(Fault {
+        call: Call::Rename,
+        path: format!("disk-{}", other.id().simple()),
+        errno: libc::EIO,
+        after: 0,
+        times: u64::MAX,
+    });
+    let nudge = make(&store, "nudge").and_then(|nudge| take_of(&nudge, "now"));
+    common::wait_until("it is told of what is sealed", || files.hits() > 0);
+    drop((nudge, knowing, other, source, store));
+    let files = files.crash_losing_all();
+
+    files.fail(no_packs);
+    let store = open_files(&files, index.path()).expect("after the crash");
+    let knowing = disk(&store, "knowing");
+    for n in 2..=BELOW {
+        knowing
+            .delete_snapshot(&format!("s{n}"))
+            .expect("a deletion");
+    }
+    knowing.rollback("s1", true).expect("a rollback");
+    store.close().expect("closing");
+    drop((knowing, store));
+
+    files.mend();
+    let store = open_files(&files, index.path()).expect("it opens again");
+    let other = disk(&store, &name);
+    let mut bytes = vec![0; 2 * CHUNK];
+    let read = other.read(0, &mut bytes, Wait::Yes);
+    assert_eq!(read.expect("it can be read").waited(), bytes.len());
+    let (first, second) = bytes.split_at(CHUNK);
+    assert!(
+        first == [BELOW; CHUNK] && second == [99; CHUNK],
+        "its content"
+    );
+    assert_store_sound(&store, "what is left");
+    store.close().expect("closing");
+    assert_eq!(files.orphaned(), Vec::<String>::new());
+}

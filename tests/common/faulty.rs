@@ -287,28 +287,47 @@ impl State {
         decode(path, &self.inodes[self.durable_names.get(path)?].durable)
     }
 
+    /// The manifests of disks that the catalogue on disk lists, with their
+    /// keys.
+    fn disks(&self) -> Vec<(String, DiskRecord)> {
+        let catalogue = self.manifest::<Catalogue>(Path::new(&manifest::catalogue_key()));
+        let entries = catalogue.into_iter().flat_map(|one| one.entries);
+        entries
+            .filter(|(_, kind)| *kind == EntryKind::Disk)
+            .map(|(id, kind)| manifest::entry_key(&id, kind))
+            .filter_map(|key| Some((key.clone(), self.manifest(Path::new(&key))?)))
+            .collect()
+    }
+
     /// Notes it if `path` is the log of a layer that a manifest on disk names
     /// as unsealed. What is in memory does not count: the power may fail now.
     fn look_at_unlink(&mut self, path: &Path) {
         let id = path.strip_prefix("layers").ok().and_then(Path::to_str);
         let id = id.and_then(|name| name.strip_suffix(".log")?.parse::<LayerId>().ok());
-        let catalogue = self.manifest::<Catalogue>(Path::new(&manifest::catalogue_key()));
-        let (Some(id), Some(catalogue)) = (id, catalogue) else {
-            return;
-        };
-        for (disk, kind) in catalogue.entries {
-            if kind != EntryKind::Disk {
-                continue;
-            }
-            let key = manifest::entry_key(&disk, kind);
-            let record = self.manifest::<DiskRecord>(Path::new(&key));
-            if record
-                .as_ref()
-                .is_some_and(|disk| unsealed(disk).any(|one| one == id))
-            {
+        let Some(id) = id else { return };
+        for (key, disk) in self.disks() {
+            if unsealed(&disk).any(|one| one == id) {
                 let path = path.display();
                 self.orphaned
                     .push(format!("{path} is removed, and {key} names it"));
+            }
+        }
+    }
+
+    /// Notes it if what a power failure left has no log of a layer that a
+    /// manifest names as unsealed.
+    fn look_at_what_is_left(&mut self) {
+        for (key, disk) in self.disks() {
+            self.look_at_layers(&key, &disk);
+        }
+    }
+
+    fn look_at_layers(&mut self, key: &str, disk: &DiskRecord) {
+        for id in unsealed(disk) {
+            let log = format!("layers/{id}.log");
+            if !self.names.contains_key(Path::new(&log)) {
+                self.orphaned
+                    .push(format!("{key} names {log}, which is gone"));
             }
         }
     }
@@ -317,16 +336,8 @@ impl State {
     /// unsealed whose log is not there.
     fn look_at_manifest(&mut self, path: &Path) {
         let content = &self.inodes[&self.names[path]].now;
-        let Some(disk) = decode::<DiskRecord>(path, content) else {
-            return;
-        };
-        for id in unsealed(&disk) {
-            let log = format!("layers/{id}.log");
-            if !self.names.contains_key(Path::new(&log)) {
-                let path = path.display();
-                self.orphaned
-                    .push(format!("{path} names {log}, which is gone"));
-            }
+        if let Some(disk) = decode::<DiskRecord>(path, content) {
+            self.look_at_layers(&path.to_string_lossy(), &disk);
         }
     }
 
@@ -360,6 +371,7 @@ impl State {
             }
             new.inodes.insert(*id, Inode::on_disk(content));
         }
+        new.look_at_what_is_left();
         new
     }
 
