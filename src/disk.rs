@@ -179,6 +179,13 @@ impl Engine {
         Ok(())
     }
 
+    /// Tells those who wait for layers to be sealed that nobody seals them.
+    pub(crate) fn note_no_sealer(&self) {
+        let cause = "the thread that seals has ended".to_owned();
+        *self.seal_trouble.lock() = Some(SealTrouble::Stopped(cause));
+        self.work.raise(|_| ());
+    }
+
     /// Makes a layer that the registry knows.
     pub fn new_layer(&self, below: Below, size: u64) -> Result<Arc<Layer>> {
         let layer = Layer::create(LayerParts {
@@ -289,6 +296,7 @@ pub struct Disk {
     opens: Arc<Opens>,
     poisoned: OnceLock<String>,
     /// The unsealed layers that the manifest on disk names: their files stay.
+    /// Lock order: before `Engine::layers` and a layer's own.
     durable_layers: Mutex<HashSet<LayerId>>,
     /// Of the manifest that was read, what nothing reaches because a log
     /// that names it could not be read: it stays named until it can.
@@ -430,7 +438,12 @@ impl Disk {
             }
             if Some(layer.id) != head {
                 layer.freeze();
-                layer.sync()?;
+                match layer.sync() {
+                    // It or what it rests on failed just now, or is what
+                    // could not be read above.
+                    Err(error @ Error::Poisoned { .. }) => tracing::error!("{error}"),
+                    synced => synced?,
+                }
             }
         }
         Ok(())
@@ -549,11 +562,16 @@ impl Disk {
         let previous = next.nonce;
         next.sequence += 1;
         next.nonce = Some(Uuid::new_v4());
-        let record = self.record(next, previous);
-        let named = unsealed(&record);
-        // Until it is known which of the two is on disk, both count.
-        let before = self.durable_layers.lock().clone();
-        self.durable_layers.lock().extend(named.iter().copied());
+        // Until it is known which of the two is on disk, both count. What is
+        // named counts from the moment at which it is looked at: whoever
+        // removes what is sealed looks before or after both.
+        let (record, named, before) = {
+            let mut durable = self.durable_layers.lock();
+            let record = self.record(next, previous);
+            let (named, before) = (unsealed(&record), durable.clone());
+            durable.extend(named.iter().copied());
+            (record, named, before)
+        };
         let replaced = self.engine.manifests.replace(&record);
         if let Err(error) = &replaced
             && error.is_no_space()
@@ -726,7 +744,7 @@ impl Disk {
         self.poisoned.get().map(String::as_str)
     }
 
-    fn check_poisoned(&self) -> Result<()> {
+    pub(crate) fn check_poisoned(&self) -> Result<()> {
         match self.poisoned.get() {
             None => Ok(()),
             Some(cause) => Err(Error::Poisoned {

@@ -3,6 +3,7 @@
 use crate::chunk::{ChunkId, Kind};
 use crate::disk::layer::Below;
 use crate::error::{Error, Result};
+use crate::manifest::LayerId;
 use crate::map;
 use crate::pack;
 use crate::progress::Progress;
@@ -77,8 +78,8 @@ pub struct VerifyReport {
 }
 
 /// What in a chain of layers under a view of `size` bytes cannot be read,
-/// beside what is in maps.
-fn unreadable(below: &Below, size: u64) -> Vec<(Range<u64>, String)> {
+/// beside what is in maps. Of layers in `seen` all has been said.
+fn unreadable(below: &Below, size: u64, seen: &mut HashSet<LayerId>) -> Vec<(Range<u64>, String)> {
     let mut found = Vec::new();
     let mut below = below.settled();
     loop {
@@ -89,6 +90,9 @@ fn unreadable(below: &Below, size: u64) -> Vec<(Range<u64>, String)> {
                 return found;
             }
             Below::Layer(layer) => {
+                if !seen.insert(layer.id) {
+                    return found;
+                }
                 if let Some(broken) = layer.broken() {
                     found.push((0..size, broken.to_owned()));
                     return found;
@@ -99,7 +103,7 @@ fn unreadable(below: &Below, size: u64) -> Vec<(Range<u64>, String)> {
                     }
                 }
                 for (_, source) in layer.sources() {
-                    for (_, why) in unreadable(&source, size) {
+                    for (_, why) in unreadable(&source, size, seen) {
                         found.push((0..size, format!("what was copied into it: {why}")));
                     }
                 }
@@ -182,7 +186,7 @@ impl Store {
     fn verify_views(&self, found: &mut dyn FnMut(Finding)) {
         for disk in self.all_disks() {
             let mut tell = |what: String, size: u64, below: &Below| {
-                for (range, detail) in unreadable(below, size) {
+                for (range, detail) in unreadable(below, size, &mut HashSet::new()) {
                     found(Finding::Range {
                         what: what.clone(),
                         from: range.start,

@@ -14,13 +14,17 @@ mod common;
 use common::bytes::Random;
 use common::faulty::{Call, Fault, FaultyFiles};
 use common::library::*;
+use common::{DEADLINE, Filesystem, Need, skipped};
 use snapdisk::disk::{AttributeChange, Disk, Source, Wait};
 use snapdisk::name::{ImageName, SnapshotName};
 use snapdisk::progress::Quiet;
 use snapdisk::store::{Options, Store};
 use std::collections::{BTreeMap, BTreeSet};
+use std::fs::File;
+use std::io::Write;
 use std::path::Path;
-use std::sync::Arc;
+use std::sync::{Arc, mpsc};
+use std::thread;
 
 /// Chunks of a disk.
 const CHUNKS: usize = 8;
@@ -707,5 +711,70 @@ fn an_image_that_is_being_finished_takes_no_more_writes() {
         late > 0,
         "never while it was being finished ({early} before)"
     );
+    store.close().expect("closing");
+}
+
+/// Invariant 6: whoever asks for a flush is answered, also when the store has
+/// gone down: with an error, as nothing was synced.
+#[test]
+fn a_flush_after_the_end_is_refused_and_not_forgotten() {
+    let index = memory_dir();
+    let files = new_files();
+    let store = open_files(&files, index.path()).expect("it opens");
+    let web = make(&store, "web").expect("a disk");
+    write(&web, 0, &[1; CHUNK]).expect("a write");
+    store.close().expect("closing");
+    for _ in 0..2 {
+        let (send, receive) = mpsc::channel();
+        web.flush_async(Box::new(move |outcome| {
+            send.send(outcome.is_ok()).expect("somebody waits for it");
+        }));
+        assert_eq!(receive.recv_timeout(DEADLINE), Ok(false));
+    }
+}
+
+/// Invariant 6: where the index is has no room any more. It is a cache:
+/// sealing, deleting and closing go on without, and the next start has all.
+#[test]
+fn an_index_without_room_stops_nothing() {
+    if skipped(&[Need::Loop]) {
+        return;
+    }
+    let small = Filesystem::new(16 << 20);
+    let files = new_files();
+    let store = open_files(&files, &small.path("")).expect("it opens");
+    let web = make(&store, "web").expect("a disk");
+    let mut random = Random(3);
+    let mut content = random.bytes(64 * CHUNK);
+    write(&web, 0, &content).expect("a write");
+    take_of(&web, "before").expect("a snapshot");
+    wait_all_sealed(&store);
+    // All that is left, to the last byte.
+    let mut full = File::create(small.path("full")).expect("a file");
+    while full.write_all(&[1; 4096]).is_ok() {}
+    for round in 0..8 {
+        content = random.bytes(64 * CHUNK);
+        write(&web, 0, &content).expect("a write");
+        take_of(&web, &format!("after{round}")).expect("a snapshot");
+        wait_all_sealed(&store);
+        store.gc(false, &Quiet).expect("a gc");
+    }
+    web.delete_snapshot("before").expect("a deletion");
+    store.gc(false, &Quiet).expect("a gc");
+    let (send, receive) = mpsc::channel();
+    let closing = store.clone();
+    let closes = thread::spawn(move || send.send(closing.close().is_ok()));
+    assert_eq!(receive.recv_timeout(DEADLINE), Ok(true), "it closes");
+    closes.join().expect("no panic").expect("it was waited for");
+    drop((web, store));
+
+    drop(full);
+    let room = memory_dir();
+    let store = open_files(&files, room.path()).expect("it opens again");
+    let mut found = vec![0; content.len()];
+    let web = disk(&store, "web");
+    let read = web.read(0, &mut found, Wait::Yes).expect("it can be read");
+    assert!(read.waited() == found.len() && found == content);
+    assert_store_sound(&store, "without an index");
     store.close().expect("closing");
 }

@@ -47,12 +47,11 @@ struct Sector {
 /// Writes numbered sectors and syncs now and then, noting what was
 /// acknowledged, until a call fails because the daemon is dead.
 fn write_until_dead(
-    image: &Path,
+    image: &File,
     mut random: Random,
     sectors: &Mutex<Vec<Sector>>,
     next: &AtomicU64,
 ) {
-    let image = open(image);
     loop {
         for _ in 0..1 + random.below(20) {
             let number = next.fetch_add(1, Ordering::SeqCst);
@@ -190,7 +189,8 @@ fn what_was_acknowledged_survives_kills() {
         let (a, b) = (Random(random.next()), Random(random.next()));
         let moment = Duration::from_micros(random.below(300_000));
         thread::scope(|scope| {
-            let image = own.join("disk.img");
+            // Opened before the kill may come.
+            let image = open(&own.join("disk.img"));
             let (sectors, next, known, own) = (&sectors, &next, &known, &own);
             scope.spawn(move || write_until_dead(&image, a, sectors, next));
             scope.spawn(move || snapshots_until_dead(own, b, round, known));

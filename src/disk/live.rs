@@ -14,6 +14,35 @@ pub enum Seek {
     Hole,
 }
 
+/// The answering of a disk's flushes. Whoever drops it without having
+/// performed it, as a closed pool does and a panic, refuses them.
+struct FlushDuty<D: std::ops::Deref<Target = Disk>> {
+    disk: D,
+    is_done: bool,
+}
+
+impl<D: std::ops::Deref<Target = Disk>> FlushDuty<D> {
+    fn of(disk: D) -> Self {
+        FlushDuty {
+            disk,
+            is_done: false,
+        }
+    }
+
+    fn perform(mut self) {
+        self.disk.answer_flushes();
+        self.is_done = true;
+    }
+}
+
+impl<D: std::ops::Deref<Target = Disk>> Drop for FlushDuty<D> {
+    fn drop(&mut self) {
+        if !self.is_done {
+            self.disk.refuse_flushes();
+        }
+    }
+}
+
 impl Disk {
     fn no_image(&self) -> Error {
         Error::NoImage { disk: self.name() }
@@ -344,8 +373,8 @@ impl Disk {
     /// one time share one sync.
     pub fn flush_async(self: &Arc<Self>, done: Box<dyn FnOnce(Result<()>) + Send>) {
         if self.queue_flush(done) {
-            let disk = self.clone();
-            self.engine.flushes.run(move || disk.answer_flushes());
+            let duty = FlushDuty::of(self.clone());
+            self.engine.flushes.run(move || duty.perform());
         }
     }
 
@@ -353,7 +382,8 @@ impl Disk {
     /// answering flushes of this disk already.
     pub fn flush_here(&self, done: Box<dyn FnOnce(Result<()>) + Send>) {
         if self.queue_flush(done) {
-            self.engine.flushes.run_here(|| self.answer_flushes());
+            let duty = FlushDuty::of(self);
+            self.engine.flushes.run_here(|| duty.perform());
         }
     }
 
@@ -381,6 +411,18 @@ impl Disk {
                     Err(error) => Err(again(error)),
                 });
             }
+        }
+    }
+
+    /// Answers those who wait that nobody will sync for them.
+    fn refuse_flushes(&self) {
+        let waiting = {
+            let mut queue = self.flush_queue.lock();
+            queue.running = false;
+            std::mem::take(&mut queue.waiting)
+        };
+        for done in waiting {
+            done(Err(Error::Closing));
         }
     }
 

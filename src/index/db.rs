@@ -1,5 +1,5 @@
-//! sled, kept at arm's length: whatever it does, an error or a panic of it
-//! drops it, and the index goes on without.
+//! sled, kept at arm's length: after an error or a panic of it, whatever it
+//! does, nobody asks it again, and the index goes on without.
 //!
 //! One value a pack: its whole directory, cut into pieces of 4 KiB. Millions
 //! of entries of their own would take gigabytes and minutes. But sled keeps
@@ -225,7 +225,10 @@ fn open_sled(path: &Path) -> io::Result<Sled> {
             .zstd_compression_level(1)
             .flush_every_ms(None);
         let db: Sled = config.open()?;
-        db.check_error()?;
+        if let Err(error) = db.check_error() {
+            std::mem::forget(db); // as in `Db::give_up`
+            return Err(error);
+        }
         Ok(db)
     };
     without_programs(|| guarded(open))
@@ -280,15 +283,11 @@ impl Db {
         }
     }
 
-    /// Drops sled, which may flush, fail and panic in doing so.
+    /// Does without sled after an error. It is not dropped: its destructors
+    /// flush, and after a flush that failed the next one waits for ever. So
+    /// its directory stays taken until the process ends.
     fn give_up(&self) {
-        let sled = self.sled.lock().take();
-        if let Err(error) = guarded(|| {
-            drop(sled);
-            Ok(())
-        }) {
-            tracing::warn!("closing the index: {error}");
-        }
+        std::mem::forget(self.sled.lock().take());
     }
 
     /// Moves a database that proved damaged aside and starts an empty one.
@@ -418,16 +417,29 @@ impl Db {
             .map_or(0, |sled| sled.stats().cache.cache_misses)
     }
 
-    /// Flushes and lets go of sled.
+    /// Flushes and lets go of sled; its directory is free then, unless it
+    /// failed.
     pub fn close(&self) {
         self.flush();
-        self.give_up();
+        let sled = self.sled.lock().take();
+        put_away(sled);
     }
 }
 
 impl Drop for Db {
     fn drop(&mut self) {
-        self.give_up();
+        self.close();
+    }
+}
+
+/// Drops sled, which may flush, fail and panic in doing so.
+fn put_away(sled: Option<Sled>) {
+    let dropped = guarded(|| {
+        drop(sled);
+        Ok(())
+    });
+    if let Err(error) = dropped {
+        tracing::warn!("closing the index: {error}");
     }
 }
 

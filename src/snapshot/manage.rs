@@ -92,6 +92,8 @@ impl Disk {
         let mut work = self.engine.work.work.lock();
         loop {
             self.engine.check_open()?;
+            // What a failed sync left is not sealed before a new start.
+            self.check_poisoned()?;
             let mut layers = self.layers();
             layers.retain(|layer| layer.is_frozen());
             let waiting = layers.iter().filter(|layer| !layer.is_stuck()).count();

@@ -81,7 +81,12 @@ impl Store {
                 .spawn(move || body(&store, &engine));
             match spawned {
                 Ok(thread) => threads.push(thread),
-                Err(error) => tracing::error!("no {name} thread: {error}"),
+                Err(error) => {
+                    tracing::error!("no {name} thread: {error}");
+                    if name == "sealer" {
+                        self.engine.note_no_sealer();
+                    }
+                }
             }
         }
         for disk in self.all_disks() {
@@ -292,7 +297,17 @@ impl Store {
     }
 }
 
+/// Says that nobody seals any more, however the thread ends.
+struct SealerEnds<'a>(&'a Engine);
+
+impl Drop for SealerEnds<'_> {
+    fn drop(&mut self) {
+        self.0.note_no_sealer();
+    }
+}
+
 fn seal_thread(store: &Weak<Store>, engine: &Engine) {
+    let _ends = SealerEnds(engine);
     let pool = rayon::ThreadPoolBuilder::new()
         .thread_name(|index| format!("seal-{index}"))
         .start_handler(|_| sys::lowest_priority())

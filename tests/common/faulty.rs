@@ -306,7 +306,11 @@ impl State {
         let id = id.and_then(|name| name.strip_suffix(".log")?.parse::<LayerId>().ok());
         let Some(id) = id else { return };
         for (key, disk) in self.disks() {
-            if unsealed(&disk).any(|one| one == id) {
+            // Also a manifest that is in its place, and not on disk yet.
+            let now = self.names.get(Path::new(&key));
+            let now = now.and_then(|inode| decode(Path::new(&key), &self.inodes[inode].now));
+            let named = now.iter().chain([&disk]).flat_map(unsealed);
+            if named.into_iter().any(|one| one == id) {
                 let path = path.display();
                 self.orphaned
                     .push(format!("{path} is removed, and {key} names it"));
@@ -349,6 +353,7 @@ impl State {
             durable_dirs: self.durable_dirs.clone(),
             next_inode: self.next_inode,
             room: self.room,
+            orphaned: self.orphaned.clone(),
             ..State::default()
         };
         for change in &self.pending_names {
@@ -613,6 +618,7 @@ impl FaultyFiles {
             inodes: old.inodes.clone(),
             next_inode: old.next_inode,
             room: old.room,
+            orphaned: old.orphaned.clone(),
             ..State::default()
         })))
     }
