@@ -8,8 +8,10 @@
 //! effect, to be full, and to fail calls of one kind.
 
 use super::bytes::Random;
+use snapdisk::disk::layer;
 use snapdisk::files::{Entry, File, Files};
 use snapdisk::manifest::{self, Catalogue, DiskRecord, EntryKind, LayerId, Manifest};
+use snapdisk::recover::ASIDE;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::fmt;
 use std::io;
@@ -328,10 +330,15 @@ impl State {
 
     fn look_at_layers(&mut self, key: &str, disk: &DiskRecord) {
         for id in unsealed(disk) {
-            let log = format!("layers/{id}.log");
-            if !self.names.contains_key(Path::new(&log)) {
+            // Aside it is while a manifest that may name it cannot be read.
+            let homes = [layer::DIRECTORY, ASIDE];
+            let is_there = |dir| {
+                let log = Path::new(dir).join(format!("{id}.log"));
+                self.names.contains_key(&log)
+            };
+            if !homes.into_iter().any(is_there) {
                 self.orphaned
-                    .push(format!("{key} names {log}, which is gone"));
+                    .push(format!("{key} names layer {id}, whose log is gone"));
             }
         }
     }
