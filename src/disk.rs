@@ -600,30 +600,16 @@ impl Disk {
     }
 
     fn record(&self, state: &State, previous: Option<Uuid>) -> DiskRecord {
-        let mut layers = Layers::default();
-        if let Some(live) = &state.live {
-            layers.add(&live.head);
-        }
+        let layers = Layers::of(state);
         let snapshots = state
             .snapshots
             .iter()
             .map(|(name, snapshot)| {
-                let base = snapshot.base();
-                layers.add_below(&base);
-                snapshot.record(name, base_record(&base))
+                // It may have been sealed since the layers were looked at:
+                // then one is named too many.
+                snapshot.record(name, base_record(&snapshot.base()))
             })
             .collect();
-        for known in &self.out_of_reach {
-            if layers.seen.insert(known.id) {
-                // Another disk may reach it, and it may have been sealed.
-                let layer = self.engine.layers.lock().get(&known.id).cloned();
-                let sealed = layer.and_then(|layer| layer.sealed().map(|root| root.id));
-                layers.records.push(LayerRecord {
-                    root: known.root.or(sealed),
-                    ..known.clone()
-                });
-            }
-        }
         DiskRecord {
             id: self.id,
             number: self.number,
@@ -647,21 +633,38 @@ impl Disk {
             next_generation: state.next_generation,
             policy: state.policy.clone(),
             slot_ns: state.slot_ns,
-            layers: layers.records,
+            layers: self.layer_records(layers),
             snapshots,
         }
+    }
+
+    /// What a manifest says of `layers`, and of those that nobody reaches.
+    fn layer_records(&self, mut layers: Layers) -> Vec<LayerRecord> {
+        for known in &self.out_of_reach {
+            if layers.seen.insert(known.id) {
+                // Another disk may reach it, and it may have been sealed.
+                let layer = self.engine.layers.lock().get(&known.id).cloned();
+                let sealed = layer.and_then(|layer| layer.sealed().map(|root| root.id));
+                layers.records.push(LayerRecord {
+                    root: known.root.or(sealed),
+                    ..known.clone()
+                });
+            }
+        }
+        layers.records
     }
 
     /// Whether a manifest written now would say something else of layers than
     /// `record` does: name others, or on another base, or with another root.
     pub(crate) fn names_other_layers(&self, record: &DiskRecord) -> bool {
-        let names = |record: &DiskRecord| -> HashMap<LayerId, (BaseRecord, Option<ChunkId>)> {
-            let layers = record.layers.iter();
+        let says = |layers: &[LayerRecord]| -> HashMap<LayerId, (BaseRecord, Option<ChunkId>)> {
+            let layers = layers.iter();
             layers
                 .map(|layer| (layer.id, (layer.base, layer.root)))
                 .collect()
         };
-        names(&self.record(&self.state.read(), None)) != names(record)
+        let now = self.layer_records(Layers::of(&self.state.read()));
+        says(&now) != says(&record.layers)
     }
 
     /// What a snapshot of it is and its name, for messages.
@@ -683,15 +686,7 @@ impl Disk {
     /// Every unsealed layer that its image, its snapshots and their grafts
     /// show, each after those that it depends on.
     pub(crate) fn layers(&self) -> Vec<Arc<Layer>> {
-        let state = self.state.read();
-        let mut layers = Layers::default();
-        if let Some(live) = &state.live {
-            layers.add(&live.head);
-        }
-        for (_, snapshot) in &state.snapshots {
-            layers.add_below(&snapshot.base());
-        }
-        layers.ordered
+        Layers::of(&self.state.read()).ordered
     }
 
     /// The head of the live image.
@@ -764,6 +759,18 @@ struct Layers {
 }
 
 impl Layers {
+    /// Those that the image and the snapshots show.
+    fn of(state: &State) -> Layers {
+        let mut layers = Layers::default();
+        if let Some(live) = &state.live {
+            layers.add(&live.head);
+        }
+        for (_, snapshot) in &state.snapshots {
+            layers.add_below(&snapshot.base());
+        }
+        layers
+    }
+
     fn add_below(&mut self, below: &Below) {
         if let Below::Layer(layer) = below.settled() {
             self.add(&layer);

@@ -422,24 +422,20 @@ impl Db {
     pub fn close(&self) {
         self.flush();
         let sled = self.sled.lock().take();
-        put_away(sled);
+        // It may flush, fail and panic in going.
+        let dropped = guarded(|| {
+            drop(sled);
+            Ok(())
+        });
+        if let Err(error) = dropped {
+            tracing::warn!("closing the index: {error}");
+        }
     }
 }
 
 impl Drop for Db {
     fn drop(&mut self) {
         self.close();
-    }
-}
-
-/// Drops sled, which may flush, fail and panic in doing so.
-fn put_away(sled: Option<Sled>) {
-    let dropped = guarded(|| {
-        drop(sled);
-        Ok(())
-    });
-    if let Err(error) = dropped {
-        tracing::warn!("closing the index: {error}");
     }
 }
 

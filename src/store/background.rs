@@ -56,6 +56,7 @@ impl Store {
     pub(super) fn start_background(self: &Arc<Self>, clocks: Clocks) {
         self.engine.events.note(Event::new(What::Opened));
         let root = self.root.clone();
+        let ends = SealerEnds(self.engine.clone());
         let bodies: [(&str, Body); 8] = [
             (
                 "events",
@@ -63,7 +64,10 @@ impl Store {
             ),
             ("sampler", Box::new(sample_thread)),
             ("clock", Box::new(clock_thread)),
-            ("sealer", Box::new(seal_thread)),
+            (
+                "sealer",
+                Box::new(move |store, _| seal_thread(store, &ends)),
+            ),
             ("flusher", Box::new(flush_thread)),
             ("collector", Box::new(collect_thread)),
             ("finisher", Box::new(finish_thread)),
@@ -81,12 +85,7 @@ impl Store {
                 .spawn(move || body(&store, &engine));
             match spawned {
                 Ok(thread) => threads.push(thread),
-                Err(error) => {
-                    tracing::error!("no {name} thread: {error}");
-                    if name == "sealer" {
-                        self.engine.note_no_sealer();
-                    }
-                }
+                Err(error) => tracing::error!("no {name} thread: {error}"),
             }
         }
         for disk in self.all_disks() {
@@ -297,17 +296,17 @@ impl Store {
     }
 }
 
-/// Says that nobody seals any more, however the thread ends.
-struct SealerEnds<'a>(&'a Engine);
+/// Says that nobody seals any more, however the thread ends, or if it never
+/// began.
+struct SealerEnds(Arc<Engine>);
 
-impl Drop for SealerEnds<'_> {
+impl Drop for SealerEnds {
     fn drop(&mut self) {
         self.0.note_no_sealer();
     }
 }
 
-fn seal_thread(store: &Weak<Store>, engine: &Engine) {
-    let _ends = SealerEnds(engine);
+fn seal_thread(store: &Weak<Store>, SealerEnds(engine): &SealerEnds) {
     let pool = rayon::ThreadPoolBuilder::new()
         .thread_name(|index| format!("seal-{index}"))
         .start_handler(|_| sys::lowest_priority())

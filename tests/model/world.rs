@@ -13,7 +13,7 @@ use snapdisk::name::{DiskName, ImageName, SnapshotName};
 use snapdisk::progress::Quiet;
 use snapdisk::store::{self, InitOptions, Store};
 use std::collections::{BTreeMap, BTreeSet};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 const OWNER: Owner = Owner {
     uid: 0,
@@ -35,13 +35,11 @@ pub struct Trail(Arc<Mutex<Vec<String>>>);
 impl Trail {
     /// The lines. Empty between histories.
     pub fn lines(&self) -> Vec<String> {
-        let lines = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        lines.clone()
+        self.lock().clone()
     }
 
     fn push(&self, line: String) {
-        let mut lines = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        lines.push(line);
+        self.lock().push(line);
     }
 
     fn begin(&self, line: String) {
@@ -51,8 +49,11 @@ impl Trail {
 
     /// Nothing is done any more.
     pub fn end(&self) {
-        let mut lines = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        lines.clear();
+        self.lock().clear();
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Vec<String>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
