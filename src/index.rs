@@ -13,7 +13,7 @@
 use crate::backend::Backend;
 use crate::chunk::ChunkId;
 use crate::error::{Error, Result};
-use crate::pack::{self, Contents, Directory, Entry, Finding, PackName};
+use crate::pack::{self, Contents, Directory, Entry, Finding, PackName, Reader};
 use parking_lot::{Mutex, RwLock};
 use quick_cache::sync::Cache;
 use std::collections::{HashMap, VecDeque};
@@ -81,6 +81,8 @@ impl PackInfo {
 struct Listed {
     info: PackInfo,
     visible: bool,
+    /// Something in it could not be read.
+    doubted: bool,
 }
 
 #[derive(Debug, Default)]
@@ -104,6 +106,7 @@ impl State {
         self.packs.push(Some(Listed {
             info,
             visible: true,
+            doubted: false,
         }));
         Ok(number)
     }
@@ -180,6 +183,8 @@ struct Earlier {
     synced: u64,
     /// Damage was seen, in its records if its directory does not show it.
     damaged: bool,
+    /// What sled has of a file of that length.
+    kept: Option<db::Value>,
 }
 
 /// What opening the index found.
@@ -290,6 +295,7 @@ impl Index {
                 len,
                 synced: synced.get(&name).copied().unwrap_or(0),
                 damaged: false,
+                kept: None,
             };
             if let Kept::Value(value) = index.db.get(&name) {
                 if value.cover.file_len == len && !value.cover.damaged {
@@ -298,6 +304,7 @@ impl Index {
                 }
                 earlier.synced = earlier.synced.max(value.cover.file_len);
                 earlier.damaged = value.cover.damaged;
+                earlier.kept = Some(value).filter(|value| value.cover.file_len == len);
             }
             index.rebuild(name, &earlier, &mut opened.findings)?;
             opened.rebuilt += 1;
@@ -378,13 +385,7 @@ impl Index {
                     pack: name,
                     detail: error.to_string(),
                 });
-                // Whoever looks for a chunk tries again.
-                let cover = Cover {
-                    file_len: earlier.len,
-                    closed: false,
-                    damaged: true,
-                };
-                return self.learn(name, cover, &Directory::default());
+                return self.learn_unreadable(name, earlier);
             }
         };
         let mut damage = contents.findings;
@@ -417,8 +418,38 @@ impl Index {
         Ok(())
     }
 
+    /// Takes in what can be known of a pack that cannot be read as it should:
+    /// what was known of it, or else what is around what cannot be read.
+    /// Whoever looks for a chunk that this lacks tries again.
+    fn learn_unreadable(&self, name: PackName, earlier: &Earlier) -> Result<()> {
+        if let Some(kept) = &earlier.kept {
+            let cover = Cover {
+                damaged: true,
+                ..kept.cover
+            };
+            return self.learn(name, cover, &kept.directory);
+        }
+        let around = self.read_around(&name, earlier.len);
+        let directory = around.unwrap_or_else(|error| {
+            tracing::error!("pack {name}: {error}");
+            Directory::default()
+        });
+        let cover = Cover {
+            file_len: earlier.len,
+            closed: false,
+            damaged: true,
+        };
+        self.learn(name, cover, &directory)
+    }
+
+    /// What a pack holds around what cannot be read.
+    fn read_around(&self, name: &PackName, len: u64) -> Result<Directory> {
+        let pack = Reader::over_unreadable(&*self.backend, name);
+        Ok(pack.contents(self.store, len)?.directory)
+    }
+
     fn read(&self, name: &PackName, len: u64) -> Result<Contents> {
-        pack::read_contents(&*self.backend, name, self.store, len)
+        Reader::new(&*self.backend, name).contents(self.store, len)
     }
 
     /// Puts a directory into sled, and flushes now and then.
@@ -507,6 +538,23 @@ impl Index {
             .collect()
     }
 
+    /// Whether what a pack has may be what cannot be had: something in it was
+    /// found to be other than it was written, or could not be read in this
+    /// run.
+    pub fn is_doubtful(&self, number: PackNumber) -> bool {
+        let state = self.state.read();
+        let listed = state.packs.get(number.0 as usize).and_then(Option::as_ref);
+        listed.is_none_or(|listed| listed.info.damaged || listed.doubted)
+    }
+
+    /// Notes that something in a pack could not be read, which may pass, or
+    /// that all of it can.
+    pub fn doubt(&self, number: PackNumber, doubted: bool) {
+        if let Some(listed) = self.state.write().listed(number) {
+            listed.doubted = doubted;
+        }
+    }
+
     /// Whether look-ups see a pack.
     pub fn is_visible(&self, number: PackNumber) -> bool {
         let state = self.state.read();
@@ -537,7 +585,7 @@ impl Index {
     fn glance(&self, info: &PackInfo, id: &ChunkId) -> Option<Entry> {
         let (len, count) = (info.file_len, info.records);
         // Whoever reads all of the directory meets the same error.
-        let seen = pack::glance(&*self.backend, &info.name, len, count, id);
+        let seen = Reader::new(&*self.backend, &info.name).glance(len, count, id);
         seen.inspect_err(|error| tracing::debug!("pack {}: {error}", info.name))
             .ok()?
     }
@@ -567,12 +615,25 @@ impl Index {
             };
         }
         match self.db.get(&info.name) {
-            Kept::Value(value)
-                if value.cover.file_len == info.file_len && self.confirms(&info, &value)? =>
-            {
+            Kept::Value(value) if value.cover.file_len == info.file_len => {
+                match self.confirms(&info, &value) {
+                    Ok(true) => {}
+                    Ok(false) => return self.reload(number),
+                    // Each record still has to confirm it.
+                    Err(error) if error.is_unreadable() => {
+                        tracing::warn!("pack {}: {error}", info.name);
+                    }
+                    Err(error) => return Err(error),
+                }
                 Ok(self.cache(number, &info, value.directory))
             }
-            Kept::Value(_) | Kept::Nothing => self.reload(number),
+            Kept::Value(_) | Kept::Nothing => match self.reload(number) {
+                Err(error) if error.is_unreadable() && info.damaged => {
+                    let around = self.read_around(&info.name, info.file_len)?;
+                    Ok(self.cache(number, &info, around))
+                }
+                reloaded => reloaded,
+            },
             Kept::Busy => Ok(self.load(number, &info)?.0),
         }
     }
@@ -612,12 +673,13 @@ impl Index {
     /// Whether a pack that is not closed itself says the same as a value of
     /// sled's.
     fn confirms(&self, info: &PackInfo, value: &db::Value) -> Result<bool> {
-        match pack::read_trailer(&*self.backend, &info.name, info.file_len)? {
+        let pack = Reader::new(&*self.backend, &info.name);
+        match pack.trailer(info.file_len)? {
             Some(trailer) => Ok(trailer.crc == value.crc
                 && trailer.count as usize == value.directory.entries().len()),
             // What is known of it was read from it in this run, or covers all
             // of it and was synced.
-            None => Ok(pack::check_header(&*self.backend, &info.name, self.store)?.is_none()),
+            None => Ok(pack.check_header(self.store)?.is_none()),
         }
     }
 
@@ -688,7 +750,9 @@ impl Index {
         let Some(listed) = state.listed(number) else {
             return Ok((directory, cover));
         };
-        listed.info.damaged |= cover.damaged;
+        // Its directory may be whole while a record is known not to be.
+        cover.damaged |= listed.info.damaged;
+        listed.info.damaged = cover.damaged;
         // Its writer may have published more of it while it was read, and
         // what the writer says is newer.
         if listed.info.file_len == info.file_len {
@@ -727,7 +791,7 @@ impl Index {
         file_len: u64,
         closed: bool,
     ) {
-        let name = {
+        let (name, damaged) = {
             let mut state = self.state.write();
             state.insert(number.0, fresh);
             let Some(listed) = state.listed(number) else {
@@ -736,16 +800,16 @@ impl Index {
             listed.info.file_len = file_len;
             listed.info.closed = closed;
             listed.info.count(directory);
-            let name = listed.info.name;
+            let known = (listed.info.name, listed.info.damaged);
             // Under the lock, so that nobody puts an older one in its place.
             self.directories
                 .insert(number.0, Arc::new(directory.clone()));
-            name
+            known
         };
         let cover = Cover {
             file_len,
             closed,
-            damaged: false,
+            damaged,
         };
         self.unsaved
             .fetch_add(fresh.len() as u64 + u64::from(closed), Ordering::Relaxed);

@@ -686,8 +686,12 @@ impl Manifests {
     /// [`Manifests::replace`] of one that may be there and unreadable.
     pub fn replace_unreadable<M: Manifest>(&self, manifest: &M) -> Result<()> {
         let key = manifest.key();
-        if let Some((_, version)) = self.backend.get(&key)? {
-            self.versions.lock().insert(key, version);
+        match self.backend.get(&key) {
+            Ok(Some((_, version))) => drop(self.versions.lock().insert(key, version)),
+            Ok(None) => {}
+            // What it was cannot be compared with anything.
+            Err(error) if error.is_unreadable() => self.backend.delete(&key)?,
+            Err(error) => return Err(error),
         }
         self.replace(manifest)
     }
@@ -711,12 +715,23 @@ impl Manifests {
     pub fn header(&self, check: impl Fn(&Header) -> Result<()>) -> Result<Option<Header>> {
         let (key, copy_key) = (header_key(), header_copy_key());
         let first = self.read::<Header>(&key);
-        if matches!(first, Err(Error::FormatNewer { .. } | Error::Io { .. })) {
+        // What the disk cannot read now it may read later: it is left alone.
+        let cannot_be_read =
+            |error: &Error| matches!(error, Error::Io { .. }) && error.is_unreadable();
+        let is_unread = first.as_ref().is_err_and(cannot_be_read);
+        if matches!(first, Err(Error::FormatNewer { .. } | Error::Io { .. })) && !is_unread {
             return first;
         }
-        let copy = match self.backend.get(&copy_key)? {
-            Some((bytes, version)) => (decode::<Header>(&copy_key, &bytes).ok(), Some(version)),
-            None => (None, None),
+        let mut is_copy_unread = false;
+        let copy = match self.backend.get(&copy_key) {
+            Ok(Some((bytes, version))) => (decode::<Header>(&copy_key, &bytes).ok(), Some(version)),
+            Ok(None) => (None, None),
+            Err(error) if cannot_be_read(&error) => {
+                tracing::error!("{error}");
+                is_copy_unread = true;
+                (None, None)
+            }
+            Err(error) => return Err(error),
         };
         let (copy, version) = copy;
         let own = match (&first, &copy) {
@@ -738,7 +753,7 @@ impl Manifests {
         match (first, copy) {
             (Ok(Some(header)), copy) if own => {
                 check(&header)?;
-                if copy.as_ref() != Some(&header) {
+                if copy.as_ref() != Some(&header) && !is_copy_unread {
                     self.backend
                         .replace(&copy_key, &encode(&header)?, version.as_ref())?;
                 }
@@ -751,8 +766,12 @@ impl Manifests {
                     Ok(None) => "it is missing".to_owned(),
                     Err(error) => error.to_string(),
                 };
-                tracing::error!("{key} is written anew from its copy: {why}");
-                self.replace_unreadable(&header)?;
+                if is_unread {
+                    tracing::error!("its copy is used: {why}");
+                } else {
+                    tracing::error!("{key} is written anew from its copy: {why}");
+                    self.replace_unreadable(&header)?;
+                }
                 Ok(Some(header))
             }
             (first, None) => first,
@@ -829,14 +848,17 @@ impl Manifests {
     }
 
     /// Reads and checks one again; why it is not as it should be, if so.
-    pub fn check<M: Manifest>(&self, key: &str) -> Result<Option<String>> {
-        Ok(match self.backend.get(key)? {
-            None => Some(format!("{key} is missing")),
-            Some((bytes, _)) => decode::<M>(key, &bytes)
-                .and_then(|manifest| check_key(key, &manifest))
-                .err()
-                .map(|error| error.to_string()),
-        })
+    pub fn check<M: Manifest>(&self, key: &str) -> Option<String> {
+        let read = match self.backend.get(key) {
+            Ok(None) => return Some(format!("{key} is missing")),
+            Ok(Some((bytes, _))) => decode::<M>(key, &bytes),
+            Err(error) => Err(error),
+        };
+        let checked = read.and_then(|manifest| match key == header_copy_key() {
+            true => Ok(()),
+            false => check_key(key, &manifest),
+        });
+        checked.err().map(|error| error.to_string())
     }
 
     /// The keys of all manifests that the backend has.

@@ -55,15 +55,16 @@ use uuid::Uuid;
 mod directory;
 mod finding;
 mod open;
+mod reader;
 mod record;
 mod scan;
 mod writer;
 
 pub use directory::{Directory, ENTRY_BYTES, Entry};
 pub use finding::Finding;
-pub use open::{Contents, check_header, glance, is_foreign, read_contents, read_trailer};
+pub use open::Contents;
+pub use reader::Reader;
 pub use record::{HEADER_BYTES as RECORD_HEADER_BYTES, ReadError, Stored, read_record};
-pub use scan::scan;
 pub use writer::PackWriter;
 
 /// Where packs are kept in the backend.

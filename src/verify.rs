@@ -1,7 +1,7 @@
 //! Reading everything there is, to find what is damaged.
 
 use crate::chunk::{ChunkId, Kind};
-use crate::disk::layer::Below;
+use crate::disk::layer::{Below, Layer};
 use crate::error::{Error, Result};
 use crate::manifest::LayerId;
 use crate::map;
@@ -12,6 +12,7 @@ use serde::Serialize;
 use std::collections::{HashMap, HashSet};
 use std::fmt;
 use std::ops::Range;
+use std::sync::Arc;
 
 /// One thing that is not as it should be.
 #[derive(Clone, Debug, Serialize)]
@@ -71,15 +72,27 @@ pub struct VerifyReport {
     pub chunks: u64,
     /// Bytes of packs.
     pub bytes: u64,
+    /// Unsealed layers.
+    pub layers: u64,
+    /// Bytes of their data.
+    pub layer_bytes: u64,
     /// Maps that snapshots, disks and images show.
     pub maps: u64,
     /// What was found.
     pub findings: u64,
 }
 
+/// Ranges of layers, in bytes, that cannot be read, with why.
+type Unreadable = HashMap<LayerId, Vec<(Range<u64>, String)>>;
+
 /// What in a chain of layers under a view of `size` bytes cannot be read,
 /// beside what is in maps. Of layers in `seen` all has been said.
-fn unreadable(below: &Below, size: u64, seen: &mut HashSet<LayerId>) -> Vec<(Range<u64>, String)> {
+fn unreadable(
+    below: &Below,
+    size: u64,
+    known: &Unreadable,
+    seen: &mut HashSet<LayerId>,
+) -> Vec<(Range<u64>, String)> {
     let mut found = Vec::new();
     let mut below = below.settled();
     loop {
@@ -97,13 +110,16 @@ fn unreadable(below: &Below, size: u64, seen: &mut HashSet<LayerId>) -> Vec<(Ran
                     found.push((0..size, broken.to_owned()));
                     return found;
                 }
-                for (range, why) in layer.lost_ranges() {
+                let lost = layer.lost_ranges().into_iter();
+                let lost = lost.map(|(range, why)| (range, why.to_owned()));
+                let known_here = known.get(&layer.id).into_iter().flatten().cloned();
+                for (range, why) in lost.chain(known_here) {
                     if range.start < size {
-                        found.push((range.start..range.end.min(size), why.to_owned()));
+                        found.push((range.start..range.end.min(size), why));
                     }
                 }
                 for (_, source) in layer.sources() {
-                    for (_, why) in unreadable(&source, size, seen) {
+                    for (_, why) in unreadable(&source, size, known, seen) {
                         found.push((0..size, format!("what was copied into it: {why}")));
                     }
                 }
@@ -114,9 +130,9 @@ fn unreadable(below: &Below, size: u64, seen: &mut HashSet<LayerId>) -> Vec<(Ran
 }
 
 impl Store {
-    /// Reads every manifest, map page and chunk and compares each with its
-    /// checksum or id; `found` gets what is wrong. It never stops at the
-    /// first.
+    /// Reads every manifest, layer, map page and chunk and compares each with
+    /// its checksum or id, but the data of layers, which have none; `found`
+    /// gets what is wrong. It never stops at the first.
     pub fn verify(
         &self,
         progress: &dyn Progress,
@@ -128,18 +144,8 @@ impl Store {
             count += 1;
             found(finding);
         };
-        self.verify_manifests(&mut report, &mut found)?;
-        for layer in self.engine.layers.lock().values() {
-            let why = layer
-                .broken()
-                .or(layer.unsealable.get().map(String::as_str));
-            if let Some(detail) = why {
-                found(Finding::Layer {
-                    layer: layer.id.to_string(),
-                    detail: detail.to_owned(),
-                });
-            }
-        }
+        self.verify_manifests(&mut report, &mut found);
+        let unread = self.verify_layers(progress, &mut report, &mut found)?;
         let mut wrong = HashSet::new();
         let packs = self.chunks().verify(
             &|done, total| progress.update("reading packs (bytes)", done, total),
@@ -157,20 +163,54 @@ impl Store {
         report.chunks = packs.chunks;
         report.bytes = packs.bytes;
         self.verify_maps(progress, &wrong, &mut report, &mut found)?;
-        self.verify_views(&mut found);
+        self.verify_views(&unread, &mut found);
         report.findings = count;
         Ok(report)
     }
 
-    fn verify_manifests(
+    /// Reads every unsealed layer: its log has to be whole, its data to be
+    /// there. Answers what of their data cannot be read.
+    fn verify_layers(
         &self,
+        progress: &dyn Progress,
         report: &mut VerifyReport,
         found: &mut dyn FnMut(Finding),
-    ) -> Result<()> {
+    ) -> Result<Unreadable> {
+        let layers: Vec<Arc<Layer>> = self.engine.layers.lock().values().cloned().collect();
+        let total = layers.iter().map(|layer| layer.data_bytes()).sum();
+        let mut unread = Unreadable::new();
+        for layer in layers {
+            self.engine.check_open()?;
+            let known = layer
+                .broken()
+                .or(layer.unsealable.get().map(String::as_str));
+            let mut why = known.map(str::to_owned);
+            let log = layer.check_log();
+            let ranges = layer.unreadable_data(&mut |bytes| {
+                report.layer_bytes += bytes;
+                progress.update("reading layers (bytes)", report.layer_bytes, total);
+            });
+            report.layers += 1;
+            // Else its files may be gone.
+            if self.needed_layers().contains(&layer.id) {
+                why = why.or(log.err().map(|error| error.to_string()));
+                unread.insert(layer.id, ranges);
+            }
+            if let Some(detail) = why {
+                found(Finding::Layer {
+                    layer: layer.id.to_string(),
+                    detail,
+                });
+            }
+        }
+        Ok(unread)
+    }
+
+    fn verify_manifests(&self, report: &mut VerifyReport, found: &mut dyn FnMut(Finding)) {
         let known = self.damage.lock().clone().into_iter();
         let known = known.filter(|damage| !damage.is_mended);
         let mut told: Vec<String> = known.map(|damage| damage.text).collect();
-        for detail in self.check_manifests(&mut report.manifests)? {
+        for detail in self.check_manifests(&mut report.manifests) {
             if !told.contains(&detail) {
                 told.push(detail);
             }
@@ -178,15 +218,14 @@ impl Store {
         for detail in told {
             found(Finding::Manifest { detail });
         }
-        Ok(())
     }
 
     /// Tells of snapshots, disks and images that stand on something of which
     /// nothing can be read.
-    fn verify_views(&self, found: &mut dyn FnMut(Finding)) {
+    fn verify_views(&self, unread: &Unreadable, found: &mut dyn FnMut(Finding)) {
         for disk in self.all_disks() {
             let mut tell = |what: String, size: u64, below: &Below| {
-                for (range, detail) in unreadable(below, size, &mut HashSet::new()) {
+                for (range, detail) in unreadable(below, size, unread, &mut HashSet::new()) {
                     found(Finding::Range {
                         what: what.clone(),
                         from: range.start,

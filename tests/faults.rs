@@ -778,3 +778,160 @@ fn an_index_without_room_stops_nothing() {
     assert_store_sound(&store, "without an index");
     store.close().expect("closing");
 }
+
+fn unreadable(call: Call, path: &str) -> Fault {
+    Fault {
+        call,
+        path: path.into(),
+        errno: libc::EIO,
+        after: 0,
+        times: u64::MAX,
+    }
+}
+
+/// One sector that cannot be read does not keep a store from being opened:
+/// the header has a copy, and the catalogue is made anew by a repair.
+#[test]
+fn a_store_opens_without_the_copy_of_its_header_and_mends_its_catalogue() {
+    let home = memory_dir();
+    let (files, bytes) = sample(home.path());
+    let check = |store: &Arc<Store>| {
+        let mut found = vec![0; CHUNK];
+        let a = disk(store, "a");
+        a.read(CHUNK as u64, &mut found, Wait::Yes)
+            .expect("it is read");
+        assert!(found == bytes[CHUNK..2 * CHUNK]);
+    };
+    files.fail(unreadable(Call::Read, "manifests/store-copy"));
+    let store = open_files(&files, home.path()).expect("it opens without the copy");
+    assert!(files.hits() > 0, "the copy was not read");
+    check(&store);
+    store.close().expect("closing");
+    drop(store);
+    files.mend();
+    files.fail(unreadable(Call::Read, "manifests/catalogue"));
+    assert!(open_files(&files, home.path()).is_err());
+    let options = Options {
+        mend_catalogue: true,
+        ..options()
+    };
+    // What comes in its place can be read.
+    let fault = Fault {
+        times: 2,
+        ..unreadable(Call::Read, "manifests/catalogue")
+    };
+    files.mend();
+    files.fail(fault);
+    let store = open_files_with(&files, home.path(), options).expect("it is made anew");
+    assert!(
+        files.hits() > 1,
+        "it was not replaced while it cannot be read"
+    );
+    check(&store);
+    store.close().expect("closing");
+}
+
+/// A manifest that cannot be read any more is in memory still: what is
+/// written in its place is sound, and nothing stops.
+#[test]
+fn a_manifest_that_cannot_be_read_is_replaced() {
+    let home = memory_dir();
+    let (files, _) = sample(home.path());
+    let store = open_files(&files, home.path()).expect("it opens");
+    files.fail(unreadable(Call::Read, "manifests/disk"));
+    take_of(&disk(&store, "a"), "after").expect("a snapshot");
+    assert!(files.hits() > 0, "it was not read");
+    drop(store);
+    let store = open_files(&files.kill(), home.path()).expect("it opens again");
+    assert!(disk(&store, "a").snapshot("after").is_some());
+}
+
+/// A pack that cannot be opened stops the sealing of what needs it, and of
+/// nothing else.
+#[test]
+fn a_pack_that_cannot_be_opened_stops_no_other_disk() {
+    let home = memory_dir();
+    let (files, bytes) = sample(home.path());
+    let options = Options {
+        cache_bytes: 0,
+        ..options()
+    };
+    let store = open_files_with(&files, home.path(), options).expect("it opens");
+    for pack in files
+        .paths()
+        .iter()
+        .filter(|path| path.starts_with("packs"))
+    {
+        files.fail(unreadable(Call::Open, &pack.to_string_lossy()));
+    }
+    let a = disk(&store, "a");
+    // The rest of the chunk is in a pack.
+    write(&a, CHUNK, &bytes[..4096]).expect("written");
+    take_of(&a, "stuck").expect("a snapshot");
+    let c = make(&store, "c").expect("a disk");
+    write(&c, 0, &Random(7).bytes(CHUNK)).expect("written");
+    take_of(&c, "fine").expect("a snapshot");
+    common::wait_until("the other is sealed", || {
+        c.snapshots()
+            .iter()
+            .all(|snapshot| snapshot.state() == "ready")
+    });
+    let stuck = a.snapshot("stuck").expect("it was taken");
+    common::wait_until("it is known to be stuck", || stuck.state() == "damaged");
+    assert!(files.hits() > 0);
+    store.close().expect("closing");
+}
+
+/// `verify` reads unsealed layers from the disk, too: data that cannot be
+/// read is named with its disk and range, and a log that is not what it was.
+#[test]
+fn verify_finds_what_is_wrong_with_a_layer_that_is_in_use() {
+    let home = memory_dir();
+    let files = new_files();
+    let store = open_files(&files, home.path()).expect("it opens");
+    let a = make(&store, "a").expect("a disk");
+    write(&a, 0, &Random(5).bytes(8 * CHUNK)).expect("written");
+    assert_store_sound(&store, "before");
+    let finds = |fault: Fault| {
+        files.fail(fault);
+        let mut found = Vec::new();
+        let verified = store.verify(&Quiet, &mut |finding| found.push(finding.to_string()));
+        let report = verified.expect("it goes through");
+        assert_eq!(report.layers, 1);
+        assert_eq!(report.layer_bytes, 8 * CHUNK as u64);
+        files.mend();
+        found
+    };
+    // The first call is of all of it, then each block is read by itself.
+    let found = finds(Fault {
+        times: 4,
+        ..unreadable(Call::Read, ".0000")
+    });
+    let wanted = format!("disk a: bytes 0 to {}: ", 3 * 4096);
+    assert!(
+        matches!(&found[..], [one] if one.starts_with(&wanted)),
+        "{found:?}"
+    );
+    let found = finds(unreadable(Call::Read, ".log"));
+    assert!(
+        matches!(&found[..], [one] if one.starts_with("layer ")),
+        "{found:?}"
+    );
+    // A bit of its only frame.
+    let mut paths = files.paths().into_iter();
+    let log = paths.find(|path| path.extension().is_some_and(|end| end == "log"));
+    let log = log.expect("a log");
+    let flip = || files.tamper(&log, |bytes| bytes[64 + 30] ^= 1);
+    flip();
+    let found = finds(unreadable(Call::Read, "nothing"));
+    assert!(
+        matches!(&found[..], [one] if one.contains("it is whole up to 64 only")),
+        "{found:?}"
+    );
+    flip();
+    // Not one manifest ends it, either.
+    let found = finds(unreadable(Call::Read, "manifests/"));
+    assert_eq!(found.len(), 4, "{found:?}");
+    assert_store_sound(&store, "afterwards");
+    store.close().expect("closing");
+}

@@ -316,16 +316,18 @@ fn packs() {
         let key = name.key();
         backend.put_new(&key, bytes).expect("a new object");
         let len = bytes.len() as u64;
-        if let Ok(contents) = pack::read_contents(&backend, &name, store, len) {
+        if let Ok(contents) = pack::Reader::new(&backend, &name).contents(store, len) {
             for entry in contents.directory.entries() {
                 if let Ok(stored) = pack::read_record(&backend, &name, entry) {
                     drop(stored.open(&keys));
                 }
             }
         }
-        drop(pack::scan(&backend, &name, len, |_, stored| {
-            drop(stored.open(&keys));
-        }));
+        drop(
+            pack::Reader::over_unreadable(&backend, &name).scan(len, |_, stored| {
+                drop(stored.open(&keys));
+            }),
+        );
         drop(pack::Directory::decode(bytes, len));
     };
     let reseal = |bytes: &mut Vec<u8>| reseal_pack(bytes);
@@ -341,7 +343,7 @@ fn map_pages_and_roots() {
     let name: PackName = path["packs/".len()..].parse().expect("a pack's name");
     let backend = MemoryBackend::new();
     backend.put_new(&name.key(), &bytes).expect("a new object");
-    let scanned = pack::scan(&backend, &name, bytes.len() as u64, |entry, stored| {
+    let scanned = pack::Reader::new(&backend, &name).scan(bytes.len() as u64, |entry, stored| {
         if entry.kind != Kind::Data {
             let plain = snapdisk::chunk::decode(
                 stored.codec,

@@ -108,15 +108,9 @@ fn hash(snapshot: &Path) -> std::io::Result<blake3::Hash> {
     Ok(blake3::hash(&read_direct(&snapshot.join("disk.img"))?))
 }
 
-/// Takes and deletes snapshots until the daemon is dead. What was
-/// acknowledged is in the map: a hash for what is there, None for what was
-/// deleted.
-fn snapshots_until_dead(
-    disk: &Path,
-    mut random: Random,
-    round: u64,
-    known: &Mutex<BTreeMap<PathBuf, Option<blake3::Hash>>>,
-) {
+/// Takes and deletes snapshots until the daemon is dead, and notes what was
+/// acknowledged.
+fn snapshots_until_dead(disk: &Path, mut random: Random, round: u64, known: &Mutex<Known>) {
     for number in 0.. {
         let snapshot = disk.join(format!(".snapshots/r{round}-{number}"));
         if fs::create_dir(&snapshot).is_err() {
@@ -147,26 +141,27 @@ fn snapshots_until_dead(
     }
 }
 
-/// fio with a job of random writes with checksums, synced at its end.
-fn fio(image: &Path, seed: u64) -> Command {
+/// fio with a job of random writes with checksums, each acknowledged as being
+/// on disk. How far it came is in a file in `state`.
+fn fio(image: &Path, seed: u64, state: &Path) -> Command {
     let mut fio = command("fio", &["--name=kill", "--rw=randwrite", "--bs=4k"]);
-    fio.args([
-        "--size=4M",
-        "--ioengine=psync",
-        "--verify=crc32c",
-        "--fsync=32",
-    ]);
-    fio.args(["--end_fsync=1", "--do_verify=0", "--verify_state_save=0"]);
+    fio.args(["--size=8M", "--ioengine=psync", "--sync=1"]);
+    fio.args(["--verify=crc32c", "--do_verify=0"]);
     fio.arg(format!("--randseed={}", seed % 1_000_000));
     fio.arg(format!("--filename={}", image.display()));
-    fio.current_dir("/var/tmp").stderr(Stdio::null());
+    fio.arg(format!("--aux-path={}", state.display()));
+    fio.current_dir(state).stderr(Stdio::null());
     fio
 }
 
+/// Snapshots that were taken and deleted: a hash for what is there, None for
+/// what was deleted.
+type Known = BTreeMap<PathBuf, Option<blake3::Hash>>;
+
 /// Contract and invariants 1 and 2, with SIGKILL: what fsync acknowledged is
 /// there, each other sector is old or new; each acknowledged snapshot is
-/// byte-exact, now, sealed and later; none that was deleted is back; what
-/// fio had synced it finds with its checksums.
+/// byte-exact, now, sealed and later; none that was deleted is back; every
+/// write that fio saw acknowledged before the kill it finds with its checksum.
 #[test]
 fn what_was_acknowledged_survives_kills() {
     if skipped(&[Need::Mount, Need::Program("fio")]) {
@@ -176,38 +171,55 @@ fn what_was_acknowledged_survives_kills() {
     let mut mount = store.mount();
     let own = disk_with(mount.point(), "own", &vec![0; SIZE]);
     let fios = disk_with(mount.point(), "fio", &vec![0; SIZE]);
+    let state = store.scratch("fio-state");
+    fs::create_dir(&state).expect("a directory");
+    let state_file = state.join("local-kill-0-verify.state");
+    let trigger = state.join("trigger");
     run(command("sync", &[]).arg(own.join("disk.img")));
     let sectors = Mutex::new(vec![Sector::default(); SIZE / SECTOR]);
-    let (next, known) = (AtomicU64::new(1), Mutex::new(BTreeMap::new()));
-    let (mut kept, mut verified) = (0, 0);
+    let (next, known) = (
+        AtomicU64::new(1),
+        [(); 2].map(|()| Mutex::new(Known::new())),
+    );
+    let (mut kept, mut verified, mut in_flight) = (0, 0, 0);
     let total = rounds(20);
     for round in 0..total {
         let fio_seed = random.next();
-        let mut job = fio(&fios.join("disk.img"), fio_seed);
+        // fio itself ends the daemon, having noted which writes have returned.
+        let mut job = fio(&fios.join("disk.img"), fio_seed, &state);
+        job.arg(format!("--trigger-file={}", trigger.display()));
+        job.arg(format!("--trigger=kill -KILL {}", mount.process()));
         let mut job = job.stdout(Stdio::null()).spawn().expect("fio starts");
-        let mut fio_done = false;
-        let (a, b) = (Random(random.next()), Random(random.next()));
+        let seeds = [(); 3].map(|()| Random(random.next()));
         let moment = Duration::from_micros(random.below(300_000));
         thread::scope(|scope| {
             // Opened before the kill may come.
             let image = open(&own.join("disk.img"));
-            let (sectors, next, known, own) = (&sectors, &next, &known, &own);
+            let (sectors, next) = (&sectors, &next);
+            let [a, b, c] = seeds;
             scope.spawn(move || write_until_dead(&image, a, sectors, next));
-            scope.spawn(move || snapshots_until_dead(own, b, round, known));
-            // Half of the time fio gets through, and its data counts.
-            if round % 2 == 0 {
-                fio_done = job.wait().expect("fio ends").success();
+            for (disk, known, seed) in [(&own, &known[0], b), (&fios, &known[1], c)] {
+                scope.spawn(move || snapshots_until_dead(disk, seed, round, known));
             }
             // The moment of the kill is what is random here.
             thread::sleep(moment);
-            mount.kill9();
+            File::create(&trigger).expect("the trigger");
+            job.wait().expect("fio ends");
+            // It takes the file away, or had written all before.
+            if fs::remove_file(&trigger).is_ok() {
+                mount.kill9();
+            } else {
+                mount.wait_gone();
+                in_flight += 1;
+            }
         });
-        // Else its file is gone from under it.
-        job.wait().expect("fio ends");
         mount.remount();
         let image = read_direct(&own.join("disk.img")).expect("the image");
         check_sectors(&image, &mut sectors.lock().expect("sectors"));
-        for (snapshot, expected) in known.lock().expect("snapshots").iter() {
+        let mut known = known
+            .each_ref()
+            .map(|known| known.lock().expect("snapshots"));
+        for (snapshot, expected) in known.iter().flat_map(|known| known.iter()) {
             match expected {
                 Some(expected) => {
                     let found = hash(snapshot).expect("an acknowledged snapshot");
@@ -217,13 +229,16 @@ fn what_was_acknowledged_survives_kills() {
                 None => assert!(!snapshot.exists(), "round {round}: {snapshot:?} is back"),
             }
         }
-        if fio_done {
-            run(fio(&fios.join("disk.img"), fio_seed).arg("--verify_only"));
+        // None if it had not begun yet.
+        if state_file.exists() {
+            let mut verify = fio(&fios.join("disk.img"), fio_seed, &state);
+            run(verify.args(["--verify_only", "--verify_state_load=1"]));
+            fs::remove_file(&state_file).expect("its state");
             verified += 1;
         }
         // Few enough to look at all of them each time.
-        let mut known = known.lock().expect("snapshots");
-        for (snapshot, expected) in known.iter_mut().filter(|(_, hash)| hash.is_some()) {
+        let there = known.iter_mut().flat_map(|known| known.iter_mut());
+        for (snapshot, expected) in there.filter(|(_, hash)| hash.is_some()) {
             if random.below(3) > 0 {
                 fs::remove_dir(snapshot).expect("rmdir");
                 *expected = None;
@@ -231,9 +246,10 @@ fn what_was_acknowledged_survives_kills() {
         }
     }
     assert_sound(mount.point());
-    assert!(verified > 0, "fio verified nothing");
+    assert!(in_flight > 0, "fio verified nothing that was under way");
     println!(
-        "{total} kills, {} writes, {verified} jobs that fio verified, {kept} looks at snapshots",
+        "{total} kills, {} writes, {verified} jobs that fio verified, {in_flight} of them under \
+         way, {kept} looks at snapshots",
         next.load(Ordering::SeqCst)
     );
 }
@@ -250,15 +266,12 @@ fn a_filesystem_survives_kills() {
     let mut mount = store.mount();
     let web = ext4_disk(mount.point(), "web", 64 << 20);
     let image = web.join("disk.img");
-    let total = rounds(5);
+    let total = rounds(20);
     for round in 0..total {
         let inner = LoopMount::new(&image, "");
         let synced = Mutex::new(BTreeMap::new());
-        let (dead, snapshot) = (
-            AtomicBool::new(false),
-            web.join(format!(".snapshots/r{round}")),
-        );
-        let in_snapshot = Mutex::new(BTreeMap::new());
+        let dead = AtomicBool::new(false);
+        let mut snapshots = Vec::new();
         let moment = Duration::from_micros(300_000 + random.below(700_000));
         thread::scope(|scope| {
             let (inner, synced, dead) = (&inner, &synced, &dead);
@@ -279,11 +292,14 @@ fn a_filesystem_survives_kills() {
                     synced.lock().expect("files").insert(number % 100, number);
                 }
             });
-            thread::sleep(moment / 2);
-            let before = synced.lock().expect("files").clone();
-            fs::create_dir(&snapshot).expect("a snapshot");
-            *in_snapshot.lock().expect("files") = before;
-            thread::sleep(moment / 2);
+            for number in 0..2 {
+                thread::sleep(moment / 3);
+                let before = synced.lock().expect("files").clone();
+                let snapshot = web.join(format!(".snapshots/r{round}-{number}"));
+                fs::create_dir(&snapshot).expect("a snapshot");
+                snapshots.push((snapshot, before));
+            }
+            thread::sleep(moment / 3);
             mount.kill9();
             dead.store(true, Ordering::SeqCst);
         });
@@ -291,15 +307,19 @@ fn a_filesystem_survives_kills() {
         // in peace.
         drop(inner);
         mount.remount();
-        let clone = mount.path(&format!("clone{round}"));
-        fs::create_dir(&clone).expect("a disk");
-        let clone = clone.join("disk.img");
-        run(command("cp", &[])
-            .arg(snapshot.join("disk.img"))
-            .arg(&clone));
-        for (image, files) in [(&image, &synced), (&clone, &in_snapshot)] {
+        let mut to_check = vec![(image.clone(), synced.into_inner().expect("files"))];
+        for (number, (snapshot, files)) in snapshots.into_iter().enumerate() {
+            let clone = mount.path(&format!("clone{round}-{number}"));
+            fs::create_dir(&clone).expect("a disk");
+            let clone = clone.join("disk.img");
+            run(command("cp", &[])
+                .arg(snapshot.join("disk.img"))
+                .arg(&clone));
+            to_check.push((clone, files));
+        }
+        for (image, files) in &to_check {
             let inner = LoopMount::new(image, "");
-            for (name, number) in files.lock().expect("files").iter() {
+            for (name, number) in files {
                 let found =
                     fs::read(inner.path(&format!("r{round}-{name}"))).expect("a synced file");
                 // Or one that was renamed over it since.

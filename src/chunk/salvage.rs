@@ -11,7 +11,7 @@ use super::sweep::SweepRun;
 use super::{ChunkId, Kind};
 use crate::error::{Error, Result};
 use crate::index::PackNumber;
-use crate::pack::{self, Entry, PackName};
+use crate::pack::{Entry, PackName, Reader};
 use std::collections::HashSet;
 
 /// What was got out of damaged packs.
@@ -101,7 +101,9 @@ impl SweepRun {
 
     fn is_foreign(&self, name: &PackName) -> bool {
         let store = self.store.options.store;
-        pack::is_foreign(&*self.store.backend, name, store).unwrap_or(true)
+        Reader::new(&*self.store.backend, name)
+            .is_foreign(store)
+            .unwrap_or(true)
     }
 
     fn salvage_pack(
@@ -116,7 +118,8 @@ impl SweepRun {
             None => return Ok(()),
         };
         let mut failed: Option<Error> = None;
-        pack::scan(&*store.backend, name, len, |entry, stored| {
+        let pack = Reader::over_unreadable(&*store.backend, name);
+        pack.scan(len, |entry, stored| {
             if failed.is_some()
                 || stored.open(&store.keys).is_err()
                 || salvaged.batch.contains(entry.kind, &entry.id)

@@ -205,6 +205,7 @@ impl ChunkStore {
         mut take: impl FnMut(PackNumber) -> bool,
     ) -> bool {
         if let Some((number, ..)) = self.in_open_pack(kind, id)
+            && !self.index.is_doubtful(number)
             && take(number)
         {
             return true;
@@ -222,7 +223,8 @@ impl ChunkStore {
             let Some(info) = self.index.info(number) else {
                 return false;
             };
-            !info.damaged && entry.is_some_and(|entry| entry.end() <= info.file_len) && take(number)
+            let is_there = entry.is_some_and(|entry| entry.end() <= info.file_len);
+            is_there && !self.index.is_doubtful(number) && take(number)
         })
     }
 
@@ -313,17 +315,19 @@ impl ChunkStore {
         if writer.closed {
             return Err(Error::Closing);
         }
+        let is_full = writer.writing.as_ref().is_some_and(|writing| {
+            writing.pack.len() >= self.options.pack_bytes
+                || writing.pack.entries().len() >= MAX_RECORDS
+                // What it has of a chunk may be what is damaged.
+                || self.index.is_doubtful(writing.number)
+        });
+        if is_full {
+            self.close_pack(&mut writer)?;
+        }
         if let Some((number, ..)) = self.in_open_pack(stored.kind, &stored.id)
             && pin(number)
         {
             return Ok(false);
-        }
-        let is_full = writer.writing.as_ref().is_some_and(|writing| {
-            writing.pack.len() >= self.options.pack_bytes
-                || writing.pack.entries().len() >= MAX_RECORDS
-        });
-        if is_full {
-            self.close_pack(&mut writer)?;
         }
         let writing = match &mut writer.writing {
             Some(writing) => writing,

@@ -233,18 +233,29 @@ impl SweepRun {
         Ok(())
     }
 
-    /// Which records of a pack are live, by its directory.
-    fn judge(&self, number: PackNumber, info: &PackInfo, is_live: &IsLive<'_>) -> Result<Judged> {
-        let mut directory = self.store.index.directory(number)?;
+    /// The directory of a pack, which has all of its records.
+    fn whole_directory(
+        &self,
+        number: PackNumber,
+        info: &PackInfo,
+    ) -> Result<(PackInfo, Arc<pack::Directory>)> {
+        let index = &self.store.index;
+        let mut directory = index.directory(number)?;
         if directory.entries().len() as u64 != info.records {
             // Whatever the reason is: a record that is not judged is lost.
-            directory = self.store.index.reload(number)?;
+            directory = index.reload(number)?;
         }
         // Reading the directory may just have shown it.
-        let info = self.store.index.info(number).unwrap_or(info.clone());
-        if info.damaged {
-            return Err(damaged_pack(&info));
+        let info = index.info(number).unwrap_or(info.clone());
+        match info.damaged || directory.entries().len() as u64 != info.records {
+            true => Err(damaged_pack(&info)),
+            false => Ok((info, directory)),
         }
+    }
+
+    /// Which records of a pack are live, by its directory.
+    fn judge(&self, number: PackNumber, info: &PackInfo, is_live: &IsLive<'_>) -> Result<Judged> {
+        let (info, directory) = self.whole_directory(number, info)?;
         let mut judged = Judged {
             number,
             info,
@@ -372,7 +383,8 @@ impl SweepRun {
         let mut copied = 0;
         let mut live = Vec::new();
         for pack in group {
-            let mut entries = self.store.index.directory(pack.number)?.by_offset();
+            let (_, directory) = self.whole_directory(pack.number, &pack.info)?;
+            let mut entries = directory.by_offset();
             entries.retain(|entry| is_live(entry.kind, &entry.id));
             live.push((pack, entries));
         }

@@ -3,7 +3,7 @@
 use crate::chunk::store::{ChunkStore, Finding};
 use crate::error::{Error, Result};
 use crate::index::{PackInfo, PackNumber};
-use crate::pack::{self, PackName};
+use crate::pack::{self, PackName, Reader};
 use std::collections::{HashMap, HashSet};
 
 /// What was read.
@@ -71,6 +71,10 @@ impl ChunkStore {
                 }
                 None => self.readable_len(&name, open).min(found),
             };
+            if let Some(number) = self.index.number(&name) {
+                // What is wrong with it is found now.
+                self.index.doubt(number, false);
+            }
             match self.verify_pack(&name, len, fixed.is_none(), findings) {
                 Ok(chunks) => verified.chunks += chunks,
                 // Swept meanwhile.
@@ -129,7 +133,8 @@ impl ChunkStore {
         findings: &mut dyn FnMut(Finding),
     ) -> Result<u64> {
         let store = self.options.store;
-        let contents = pack::read_contents(&*self.backend, name, store, len)?;
+        let pack = Reader::over_unreadable(&*self.backend, name);
+        let contents = pack.contents(store, len)?;
         for finding in contents.findings {
             // A pack that is open ends where it ends.
             if !(is_open && matches!(finding, Finding::TornTail { .. })) {
@@ -139,7 +144,7 @@ impl ChunkStore {
         let mut sound = 0;
         let mut wrong = Vec::new();
         let mut seen = HashMap::new();
-        let scanned = pack::scan(&*self.backend, name, contents.end, |entry, stored| {
+        let scanned = pack.scan(contents.end, |entry, stored| {
             seen.insert(entry.id, *entry);
             match stored.open(&self.keys) {
                 Ok(_) => sound += 1,
@@ -153,6 +158,7 @@ impl ChunkStore {
                 }),
             }
         })?;
+        pack.unreadable().into_iter().for_each(&mut *findings);
         wrong.into_iter().for_each(&mut *findings);
         let mut reported: Vec<u64> = Vec::new();
         for finding in scanned.findings {

@@ -223,7 +223,7 @@ pub(super) fn verify(verify: &Verify) -> anyhow::Result<ExitCode> {
         say!("{}", json!({ "report": report, "findings": findings }));
     } else {
         print_fields(&report["repair"], &["damaged_packs", "copied_chunks"]);
-        print_fields(&report, &["manifests", "maps", "packs", "chunks"]);
+        print_fields(&report, &["manifests", "layers", "maps", "packs", "chunks"]);
         if is_whole {
             say!("all is well");
         }

@@ -160,6 +160,7 @@ struct LogEnd {
 pub const PENDING_MAX: usize = 1 << 15;
 
 mod io;
+mod verify;
 
 pub use io::{SealPlan, read_below, run_below};
 
@@ -505,16 +506,8 @@ impl Layer {
         let replayed = log::replay(&*file, path, self.id, &mut |record| {
             self.replay(record, source)
         })?;
-        if let Some(end) = log_end
-            && replayed.end < end
-        {
-            return Err(Error::Damaged {
-                what: format!("the layer log {path}"),
-                detail: format!(
-                    "it is whole up to {} only, and was up to {end}",
-                    replayed.end
-                ),
-            });
+        if let Some(end) = log_end {
+            replayed.check_reaches(end, path)?;
         }
         if replayed.torn_bytes > 0 {
             tracing::info!(

@@ -202,6 +202,20 @@ pub struct Replayed {
     pub torn_bytes: u64,
 }
 
+impl Replayed {
+    /// [`Error::Damaged`] if the log at `path` ends before `end`, in bytes,
+    /// up to which it was whole once.
+    pub fn check_reaches(&self, end: u64, path: &str) -> Result<()> {
+        if self.end >= end {
+            return Ok(());
+        }
+        Err(Error::Damaged {
+            what: format!("the layer log {path}"),
+            detail: format!("it is whole up to {} only, and was up to {end}", self.end),
+        })
+    }
+}
+
 fn read_up_to(file: &dyn File, buf: &mut [u8], offset: u64, path: &str) -> Result<usize> {
     file.read_at(buf, offset)
         .map_err(Error::io("reading", path))

@@ -88,15 +88,20 @@ impl Files for LocalFiles {
         let mut entries = Vec::new();
         for entry in fs::read_dir(self.at(dir)?)? {
             let entry = entry?;
-            let metadata = match entry.metadata() {
+            let (len, is_dir) = match entry.metadata() {
+                Ok(metadata) => (metadata.len(), metadata.is_dir()),
                 // Removed since the directory was read.
                 Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
-                result => result?,
+                // Whoever opens it meets the same error; all else is there.
+                Err(error) if error.raw_os_error() == Some(libc::EIO) => {
+                    (0, entry.file_type()?.is_dir())
+                }
+                Err(error) => return Err(error),
             };
             entries.push(Entry {
                 name: entry.file_name().to_string_lossy().into_owned(),
-                len: metadata.len(),
-                is_dir: metadata.is_dir(),
+                len,
+                is_dir,
             });
         }
         Ok(entries)

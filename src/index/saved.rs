@@ -127,7 +127,12 @@ pub fn write(
         if free < 8 * (slots * 8 + (packs.len() * FRAME_BYTES) as u64) {
             return Err(io::ErrorKind::StorageFull.into());
         }
-        let file = File::create(&temporary)?;
+        let mut options = crate::sys::private();
+        let file = options
+            .write(true)
+            .create(true)
+            .truncate(true)
+            .open(&temporary)?;
         let mut out = BufWriter::with_capacity(BUFFER_BYTES, &file);
         write_to(&mut out, store, packs, shard)?;
         out.flush()?;

@@ -2,8 +2,7 @@
 
 use super::directory::is_directory;
 use super::record::{HEADER_BYTES, Header};
-use super::{ALIGN, Directory, Entry, Finding, PackName, Stored, encode_mark};
-use crate::backend::Backend;
+use super::{ALIGN, Directory, Entry, Finding, Reader, Stored, encode_mark};
 use crate::error::Result;
 
 /// Bytes read at a time; more than the longest record.
@@ -11,8 +10,7 @@ const WINDOW: usize = 4 << 20;
 
 /// A part of a pack in memory.
 struct Window<'a> {
-    backend: &'a dyn Backend,
-    key: String,
+    reader: &'a Reader<'a>,
     start: u64,
     bytes: Vec<u8>,
     read: usize,
@@ -23,7 +21,7 @@ impl Window<'_> {
     fn at(&mut self, offset: u64, len: usize) -> Result<&[u8]> {
         let inside = offset >= self.start && offset + len as u64 <= self.start + self.read as u64;
         if !inside {
-            self.read = self.backend.get_range(&self.key, offset, &mut self.bytes)?;
+            self.read = self.reader.read(offset, &mut self.bytes)?;
             self.start = offset;
         }
         let from = (offset - self.start) as usize;
@@ -66,112 +64,111 @@ fn torn(finding: Finding, end: u64) -> Finding {
     }
 }
 
-/// Reads all records of a pack of which the first `len` bytes count, hands
-/// out each whole one, and steps over what is none: damage if a mark or the
-/// pack's directory comes after it, else torn.
-pub fn scan(
-    backend: &dyn Backend,
-    pack: &PackName,
-    len: u64,
-    mut visit: impl FnMut(&Entry, Stored),
-) -> Result<Scanned> {
-    let mut window = Window {
-        backend,
-        key: pack.key(),
-        start: 0,
-        bytes: vec![0; WINDOW.min(len as usize)],
-        read: 0,
-    };
-    let mut entries = Vec::new();
-    let mut findings = Vec::new();
-    // Found since the last mark: damage if another one follows.
-    let mut pending: Vec<Finding> = Vec::new();
-    let mut end = ALIGN.min(len);
-    let mut at = end;
-    let mut directory_follows = false;
-    let mark = encode_mark(pack.uuid);
-    while at < len {
-        let left = usize::try_from(len - at).unwrap_or(usize::MAX);
-        let head = window.at(at, HEADER_BYTES.min(left))?;
-        if head.len() < HEADER_BYTES.min(left) {
-            findings.push(Finding::PackLength {
-                pack: *pack,
-                expected: len,
-                found: at + head.len() as u64,
+impl Reader<'_> {
+    /// Reads all records of a pack of which the first `len` bytes count, hands
+    /// out each whole one, and steps over what is none: damage if a mark or the
+    /// pack's directory comes after it, else torn.
+    pub fn scan(&self, len: u64, mut visit: impl FnMut(&Entry, Stored)) -> Result<Scanned> {
+        let pack = &self.pack;
+        let mut window = Window {
+            reader: self,
+            start: 0,
+            bytes: vec![0; WINDOW.min(len as usize)],
+            read: 0,
+        };
+        let mut entries = Vec::new();
+        let mut findings = Vec::new();
+        // Found since the last mark: damage if another one follows.
+        let mut pending: Vec<Finding> = Vec::new();
+        let mut end = ALIGN.min(len);
+        let mut at = end;
+        let mut directory_follows = false;
+        let mark = encode_mark(pack.uuid);
+        while at < len {
+            let left = usize::try_from(len - at).unwrap_or(usize::MAX);
+            let head = window.at(at, HEADER_BYTES.min(left))?;
+            if head.len() < HEADER_BYTES.min(left) {
+                findings.push(Finding::PackLength {
+                    pack: *pack,
+                    expected: len,
+                    found: at + head.len() as u64,
+                });
+                return Ok(Scanned {
+                    directory: Directory::new(entries),
+                    end,
+                    directory_follows,
+                    findings,
+                });
+            }
+            if head.len() >= ALIGN as usize && is_directory(&head[..ALIGN as usize], pack.uuid) {
+                directory_follows = true;
+                break;
+            }
+            if head.starts_with(&mark) {
+                findings.append(&mut pending);
+                at += ALIGN;
+                end = at;
+                continue;
+            }
+            let found = Header::decode(head).and_then(|header| {
+                let entry = Entry::new(
+                    header.id,
+                    header.kind,
+                    at,
+                    header.stored_len,
+                    header.plain_len,
+                )?;
+                (entry.end() <= len).then_some((header, entry))
             });
-            return Ok(Scanned {
-                directory: Directory::new(entries),
-                end,
-                directory_follows,
-                findings,
-            });
-        }
-        if head.len() >= ALIGN as usize && is_directory(&head[..ALIGN as usize], pack.uuid) {
-            directory_follows = true;
-            break;
-        }
-        if head.starts_with(&mark) {
-            findings.append(&mut pending);
-            at += ALIGN;
-            end = at;
-            continue;
-        }
-        let found = Header::decode(head).and_then(|header| {
-            let entry = Entry::new(
-                header.id,
-                header.kind,
-                at,
-                header.stored_len,
-                header.plain_len,
-            )?;
-            (entry.end() <= len).then_some((header, entry))
-        });
-        let Some((header, entry)) = found else {
-            match pending.last_mut() {
-                Some(Finding::Range { offset, len, .. }) if *offset + *len == at => *len += ALIGN,
-                _ => pending.push(Finding::Range {
+            let Some((header, entry)) = found else {
+                match pending.last_mut() {
+                    Some(Finding::Range { offset, len, .. }) if *offset + *len == at => {
+                        *len += ALIGN
+                    }
+                    _ => pending.push(Finding::Range {
+                        pack: *pack,
+                        offset: at,
+                        len: ALIGN,
+                    }),
+                }
+                at += ALIGN;
+                continue;
+            };
+            let record = window.at(at, HEADER_BYTES + entry.stored_len as usize)?;
+            let payload = record.get(HEADER_BYTES..).unwrap_or_default();
+            match header.check(payload) {
+                Ok(()) => {
+                    let stored = Stored {
+                        id: header.id,
+                        kind: header.kind,
+                        codec: header.codec,
+                        plain_len: header.plain_len,
+                        payload: payload.to_vec(),
+                    };
+                    entries.push(entry);
+                    end = entry.end();
+                    visit(&entry, stored);
+                }
+                Err(detail) => pending.push(Finding::Chunk {
                     pack: *pack,
                     offset: at,
-                    len: ALIGN,
+                    record_len: entry.record_len(),
+                    kind: header.kind,
+                    id: header.id,
+                    detail,
                 }),
             }
-            at += ALIGN;
-            continue;
-        };
-        let record = window.at(at, HEADER_BYTES + entry.stored_len as usize)?;
-        let payload = record.get(HEADER_BYTES..).unwrap_or_default();
-        match header.check(payload) {
-            Ok(()) => {
-                let stored = Stored {
-                    id: header.id,
-                    kind: header.kind,
-                    codec: header.codec,
-                    plain_len: header.plain_len,
-                    payload: payload.to_vec(),
-                };
-                entries.push(entry);
-                end = entry.end();
-                visit(&entry, stored);
-            }
-            Err(detail) => pending.push(Finding::Chunk {
-                pack: *pack,
-                offset: at,
-                record_len: entry.record_len(),
-                kind: header.kind,
-                id: header.id,
-                detail,
-            }),
+            at = entry.end();
         }
-        at = entry.end();
+        if directory_follows {
+            findings.append(&mut pending);
+        }
+        findings.extend(pending.into_iter().map(|finding| torn(finding, len)));
+        Ok(Scanned {
+            directory: Directory::new(entries),
+            end,
+            directory_follows,
+            findings,
+        })
     }
-    if directory_follows {
-        findings.append(&mut pending);
-    }
-    findings.extend(pending.into_iter().map(|finding| torn(finding, len)));
-    Ok(Scanned {
-        directory: Directory::new(entries),
-        end,
-        directory_follows,
-        findings,
-    })
 }

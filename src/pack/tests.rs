@@ -42,7 +42,7 @@ fn sample(backend: &MemoryBackend) -> Result<(PackName, Vec<Entry>, u64)> {
 
 fn contents(backend: &MemoryBackend, name: &PackName) -> Result<Contents> {
     let len = backend.settle(&name.key())?;
-    read_contents(backend, name, STORE, len)
+    Reader::new(backend, name).contents(STORE, len)
 }
 
 /// The pack with a change, on a backend of its own.
@@ -86,7 +86,7 @@ fn directory_and_scan_say_the_same() -> Result<()> {
     );
 
     let mut visited = Vec::new();
-    let scanned = scan(&backend, &name, found.end, |entry, stored| {
+    let scanned = Reader::new(&backend, &name).scan(found.end, |entry, stored| {
         assert!(stored.open(&keys()).is_ok());
         visited.push(*entry);
     })?;
@@ -180,7 +180,7 @@ fn a_flipped_bit_costs_at_most_its_record_and_is_found() -> Result<()> {
         let backend = changed(&name, &bytes, |bytes| bytes[at] ^= 0x10);
         let found = contents(&backend, &name)?;
         assert_eq!(found.directory.entries().len(), 10, "{at}");
-        let scanned = scan(&backend, &name, end, |_, _| ())?;
+        let scanned = Reader::new(&backend, &name).scan(end, |_, _| ())?;
         let hit = entries.iter().find(|entry| {
             let used = entry.offset() + 88 + u64::from(entry.stored_len);
             (entry.offset()..used).contains(&(at as u64))
@@ -205,7 +205,7 @@ fn another_packs_content_is_noticed() -> Result<()> {
     backend.put_new(&one.key(), &bytes)?;
     let found = contents(&backend, &one)?;
     assert!(found.findings.iter().any(Finding::is_damage));
-    let elsewhere = read_contents(&backend, &two, Uuid::from_u128(2), bytes.len() as u64)?;
+    let elsewhere = Reader::new(&backend, &two).contents(Uuid::from_u128(2), bytes.len() as u64)?;
     assert!(matches!(
         elsewhere.findings[..],
         [Finding::PackHeader { .. }]
@@ -249,7 +249,7 @@ fn a_record_that_claims_more_than_a_chunk_may_have_is_no_record() -> Result<()> 
         });
         let read = read_record(&backend, &name, &entries[3]);
         assert!(matches!(read, Err(ReadError::Stale(_))), "{field} {value}");
-        let scanned = scan(&backend, &name, bytes.len() as u64, |_, _| ())?;
+        let scanned = Reader::new(&backend, &name).scan(bytes.len() as u64, |_, _| ())?;
         assert_eq!(scanned.directory.entries().len(), 9);
     }
     Ok(())
@@ -314,7 +314,7 @@ fn a_glance_at_a_directory_finds_nearly_every_entry_and_no_other() -> Result<()>
     let directory = writer.directory();
     let mut missed = 0;
     for entry in directory.entries() {
-        match glance(&backend, &name, len, COUNT, &entry.id)? {
+        match Reader::new(&backend, &name).glance(len, COUNT, &entry.id)? {
             Some(seen) => assert_eq!(seen, *entry),
             None => missed += 1,
         }
@@ -323,7 +323,7 @@ fn a_glance_at_a_directory_finds_nearly_every_entry_and_no_other() -> Result<()>
     assert!(missed < COUNT / 50, "{missed} of {COUNT}");
     for number in COUNT..2 * COUNT {
         let id = keys().id(Kind::Data, &number.to_le_bytes());
-        assert_eq!(glance(&backend, &name, len, COUNT, &id)?, None);
+        assert_eq!(Reader::new(&backend, &name).glance(len, COUNT, &id)?, None);
     }
 
     let (bytes, _) = backend.get(&name.key())?.expect("it was written");
@@ -333,10 +333,19 @@ fn a_glance_at_a_directory_finds_nearly_every_entry_and_no_other() -> Result<()>
     // Id, kind, zeros, and a place beyond the records.
     for (byte, bit) in [(0, 1), (31, 1), (32, 0x40), (34, 1), (39, 0x40)] {
         let changed = changed(&name, &bytes, |bytes| bytes[at + byte] ^= bit);
-        assert_eq!(glance(&changed, &name, len, COUNT, &first.id)?, None);
+        assert_eq!(
+            Reader::new(&changed, &name).glance(len, COUNT, &first.id)?,
+            None
+        );
     }
     let short = changed(&name, &bytes, |bytes| bytes.truncate(100));
-    assert_eq!(glance(&short, &name, len, COUNT, &first.id)?, None);
-    assert_eq!(glance(&backend, &name, 100, COUNT, &first.id)?, None);
+    assert_eq!(
+        Reader::new(&short, &name).glance(len, COUNT, &first.id)?,
+        None
+    );
+    assert_eq!(
+        Reader::new(&backend, &name).glance(100, COUNT, &first.id)?,
+        None
+    );
     Ok(())
 }

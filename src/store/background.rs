@@ -160,13 +160,9 @@ impl Store {
                         bytes += layer.data_bytes();
                         layers.push(layer);
                     }
-                    Err(
-                        error @ (Error::Damaged { .. }
-                        | Error::ChunkMissing { .. }
-                        | Error::Io {
-                            doing: "reading", ..
-                        }),
-                    ) => {
+                    Err(error)
+                        if is_of_what_is_stored(&error) && self.chunks().check_poison().is_ok() =>
+                    {
                         // Its blocks stay where they are and can be read.
                         tracing::error!("layer {} cannot be sealed: {error}", layer.id);
                         self.engine.events.note(
@@ -228,6 +224,17 @@ impl Store {
         })
     }
 
+    /// Layers that a manifest names as unsealed or that something shows. One
+    /// that is not among them never is again, unless somebody has it in hand.
+    pub(crate) fn needed_layers(&self) -> HashSet<LayerId> {
+        let mut needed = HashSet::new();
+        for disk in self.all_disks() {
+            needed.extend(disk.durable_layers());
+            needed.extend(disk.layers().iter().map(|layer| layer.id));
+        }
+        needed
+    }
+
     /// Removes the files of layers that no manifest names as unsealed and
     /// nothing shows any more. False if that has to wait, because somebody
     /// has a layer in hand that nothing names yet.
@@ -240,11 +247,7 @@ impl Store {
         if !self.damage.lock().is_empty() || self.engine.manifests.check_known().is_err() {
             return Ok(true);
         }
-        let mut needed: HashSet<LayerId> = HashSet::new();
-        for disk in self.all_disks() {
-            needed.extend(disk.durable_layers());
-            needed.extend(disk.layers().iter().map(|layer| layer.id));
-        }
+        let needed = self.needed_layers();
         let unneeded: Vec<Arc<Layer>> = {
             let layers = self.engine.layers.lock();
             let unneeded = layers.values().filter(|layer| !needed.contains(&layer.id));
@@ -293,6 +296,18 @@ impl Store {
                 tracing::error!("disk {}: {error}", disk.name());
             }
         }
+    }
+}
+
+/// Whether sealing a layer failed because something that it needs cannot be
+/// read: others can be sealed.
+fn is_of_what_is_stored(error: &Error) -> bool {
+    match error {
+        Error::Damaged { .. } | Error::ChunkMissing { .. } => true,
+        Error::Io { doing, .. } => {
+            *doing == "reading" || *doing == "opening" && error.is_unreadable()
+        }
+        _ => false,
     }
 }
 

@@ -62,7 +62,7 @@ impl Store {
             })?;
         let mut is_anew = false;
         let mut catalogue = match read_catalogue(&manifests, &header) {
-            Err(error @ Error::Damaged { .. }) if options.mend_catalogue => {
+            Err(error) if error.is_unreadable() && options.mend_catalogue => {
                 tracing::error!("{error}; it is made anew from the manifests that are there");
                 let epoch = latest_pack(&*backend)?;
                 let mut catalogue = manifests.catalogue_anew(header.store, epoch)?;

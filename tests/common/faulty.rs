@@ -268,6 +268,8 @@ struct State {
     yields: bool,
     /// Where a manifest named a layer whose log was gone.
     orphaned: Vec<String>,
+    /// What part of a call that fails is done all the same.
+    dice: u64,
 }
 
 /// What a file says, if it is a sound manifest of that kind.
@@ -419,6 +421,26 @@ impl State {
             self.effects += 1;
         }
         Ok(())
+    }
+
+    fn random(&mut self) -> Random {
+        self.dice += 1;
+        Random(self.dice)
+    }
+
+    /// What a flush that failed leaves: some of what it was to write is on
+    /// disk, all of it counts as clean (the kernel takes it for so), and a
+    /// second one succeeds and writes nothing.
+    fn lose_some(&mut self, id: u64) {
+        let mut random = self.random();
+        let inode = self.inodes.get_mut(&id).expect("an open file");
+        for change in std::mem::take(&mut inode.pending) {
+            match random.below(4) {
+                0 => change.apply(&mut inode.durable),
+                1 => change.apply_torn(&mut inode.durable, &mut random),
+                _ => {}
+            }
+        }
     }
 
     fn used(&self) -> u64 {
@@ -786,7 +808,22 @@ struct FaultyFile {
 impl FaultyFile {
     fn change(&self, call: Call, change: Change) -> io::Result<()> {
         let mut state = self.files.state();
-        state.enter(call, &self.path)?;
+        let entered = state.enter(call, &self.path);
+        let change = match (&entered, change) {
+            // A call that fails may have done the first part of its work.
+            (Err(error), Change::Write(at, mut bytes))
+                if !state.stopped && error.raw_os_error() != Some(libc::EROFS) =>
+            {
+                let part = state.random().below(bytes.len() as u64 + 1) / SECTOR * SECTOR;
+                if part == 0 {
+                    return entered;
+                }
+                bytes.truncate(part as usize);
+                Change::Write(at, bytes)
+            }
+            (Err(_), _) => return entered,
+            (Ok(()), change) => change,
+        };
         if let Change::Write(at, bytes) = &change {
             state.check_room(self.id, *at, bytes.len())?;
         }
@@ -805,7 +842,7 @@ impl FaultyFile {
         };
         inode.pending.push(change);
         self.files.after_effect(state);
-        Ok(())
+        entered
     }
 }
 
@@ -837,16 +874,13 @@ impl File for FaultyFile {
     fn sync_data(&self) -> io::Result<()> {
         let mut state = self.files.state();
         let entered = state.enter(Call::Sync, &self.path);
-        let stopped = state.stopped;
-        let inode = state.inodes.get_mut(&self.id).expect("an open file");
         if let Err(error) = entered {
-            // The kernel takes the pages for clean after a failed flush: a
-            // second one succeeds and has written nothing.
-            if !stopped {
-                inode.pending.clear();
+            if !state.stopped {
+                state.lose_some(self.id);
             }
             return Err(error);
         }
+        let inode = state.inodes.get_mut(&self.id).expect("an open file");
         for change in std::mem::take(&mut inode.pending) {
             change.apply(&mut inode.durable);
         }
@@ -859,8 +893,7 @@ impl File for FaultyFile {
         let entered = state.enter(Call::WriteBack, &self.path);
         if entered.is_err() && !state.stopped {
             // Told here, and not again at the next sync.
-            let inode = state.inodes.get_mut(&self.id).expect("an open file");
-            inode.pending.clear();
+            state.lose_some(self.id);
         }
         entered
     }

@@ -28,6 +28,8 @@ pub struct Faults {
     /// Syncs fail with EIO.
     pub syncs_fail: bool,
     pub list_fails: bool,
+    /// Bytes that answer EIO, by their object's key.
+    pub unreadable: Option<(String, Range<u64>)>,
     pub syncs: u64,
     /// Key and range of every read.
     pub reads: Vec<(String, Range<u64>)>,
@@ -89,7 +91,14 @@ impl Backend for Faulty {
     }
     fn get_range(&self, key: &str, offset: u64, buf: &mut [u8]) -> Result<usize> {
         let range = offset..offset + buf.len() as u64;
-        self.state.lock().reads.push((key.to_owned(), range));
+        let mut state = self.state.lock();
+        if let Some((bad_key, bad)) = &state.unreadable
+            && bad_key == key
+            && range.start.max(bad.start) < range.end.min(bad.end)
+        {
+            return Err(os_error(libc::EIO));
+        }
+        state.reads.push((key.to_owned(), range));
         self.inner.get_range(key, offset, buf)
     }
     fn settle(&self, key: &str) -> Result<u64> {

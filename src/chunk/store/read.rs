@@ -63,8 +63,11 @@ impl ChunkStore {
                     return look;
                 }
                 // Nothing but this process knows of it: it is nowhere else.
-                Err(ReadError::Stale(detail)) => look.damage = Some(detail),
-                Err(error) => look.note(error),
+                Err(ReadError::Stale(detail)) => look.note(ReadError::Damaged(detail)),
+                Err(error) => {
+                    self.mark(number, &error);
+                    look.note(error);
+                }
             }
         }
         for number in self.index.candidates(id) {
@@ -78,16 +81,23 @@ impl ChunkStore {
                 }
                 Ok(None) => {}
                 Err(error) => {
-                    // What is put again from now on is stored again, and
-                    // nothing is deleted on the word of such a pack.
-                    if matches!(error, ReadError::Damaged(_)) {
-                        self.index.mark_damaged(number);
-                    }
+                    self.mark(number, &error);
                     look.note(error);
                 }
             }
         }
         look
+    }
+
+    /// Notes of a pack that something in it cannot be had: what is put again
+    /// from now on is stored again. If it is other than it was written,
+    /// nothing is deleted on the word of the pack, now and in later runs.
+    fn mark(&self, number: PackNumber, error: &ReadError) {
+        match error {
+            ReadError::Damaged(_) => self.index.mark_damaged(number),
+            ReadError::Io(error) if error.is_unreadable() => self.index.doubt(number, true),
+            ReadError::Io(_) | ReadError::Stale(_) => {}
+        }
     }
 
     /// Reads a chunk from a pack that may have it.

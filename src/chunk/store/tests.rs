@@ -1,6 +1,6 @@
 use super::fixture::{CHUNK, Fixture, check, noise, put};
 use super::*;
-use crate::pack::PackName;
+use crate::pack::{Entry, PackName};
 
 fn ids_of(store: &ChunkStore, numbers: std::ops::Range<u64>) -> Vec<ChunkId> {
     numbers
@@ -337,6 +337,180 @@ fn damage_of_the_open_pack_is_found_and_never_handed_out() -> Result<()> {
         assert_eq!(verified.chunks, 3);
     }
     check(&store, 0..3)
+}
+
+/// A sector that the disk cannot read costs the records that are in it: the
+/// others are verified and copied to another pack.
+#[test]
+fn verify_and_salvage_go_on_behind_what_cannot_be_read() -> Result<()> {
+    for (part, closed) in [(0, true), (1, true), (2, true), (0, false), (1, false)] {
+        let mut fixture = Fixture::new();
+        let (store, _) = fixture.open()?;
+        let ids = put(&store, 0..60)?;
+        if closed {
+            store.rotate()?;
+        }
+        let (store, _) = fixture.crash(store)?;
+        let (number, info) = store.index().packs().remove(0);
+        let entries = store.index().directory(number)?.by_offset();
+        // The header and the first record, one in the middle, the trailer.
+        let at = [0, entries[30].offset() + 5000, info.file_len - 64][part];
+        let block = at / 4096 * 4096..(at / 4096 + 1) * 4096;
+        let key = info.name.key();
+        fixture.backend.faults().unreadable = Some((key.clone(), block.clone()));
+        let is_lost = |entry: &Entry| entry.offset() < block.end && entry.end() > block.start;
+        let lost: Vec<u64> = entries
+            .iter()
+            .filter(|entry| is_lost(entry))
+            .map(Entry::offset)
+            .collect();
+
+        let mut findings = Vec::new();
+        let verified = store.verify(&|_, _| (), &mut |finding| findings.push(finding))?;
+        let named = findings.iter().filter_map(|finding| match finding {
+            Finding::Chunk { offset, .. } => Some(*offset),
+            _ => None,
+        });
+        assert_eq!(
+            named.collect::<Vec<u64>>(),
+            lost,
+            "{part}, {closed}: {findings:?}"
+        );
+        let unreadable = findings.iter().filter_map(|finding| match finding {
+            Finding::PackUnreadable { detail, .. } => Some(detail.as_str()),
+            _ => None,
+        });
+        let wanted = format!("the 4096 bytes at {}: input/output error", block.start);
+        assert_eq!(
+            unreadable.collect::<Vec<&str>>(),
+            [wanted],
+            "{part}, {closed}"
+        );
+        assert_eq!(verified.chunks as usize, ids.len() - lost.len());
+
+        let run = store.sweep_begin()?;
+        let salvaged = run.salvage(&[info.name])?;
+        assert_eq!(
+            salvaged.copied.len(),
+            ids.len() - lost.len(),
+            "{part}, {closed}"
+        );
+        drop(salvaged);
+        drop(run);
+        // The rest of it goes, too.
+        fixture.backend.tamper(&key, Vec::clear)?;
+        fixture.backend.faults().unreadable = None;
+        for entry in &entries {
+            assert_eq!(store.get(entry.kind, &entry.id).is_err(), is_lost(entry));
+        }
+    }
+    Ok(())
+}
+
+/// What is around a sector that cannot be read is found after a restart, with
+/// the index and without, and what it hid is found once it can be read.
+#[test]
+fn a_pack_with_an_unreadable_sector_is_opened_around_it() -> Result<()> {
+    let (header, middle, end) = (0, 1, 2);
+    for (part, closed, has_index, verified) in [
+        (header, true, true, true),
+        (end, true, true, true),
+        (middle, false, true, true),
+        (header, false, true, false),
+        (header, true, false, false),
+        (end, true, false, false),
+        (header, false, false, false),
+        (middle, false, false, false),
+    ] {
+        let what = format!("{part}, closed {closed}, index {has_index}, verified {verified}");
+        let mut fixture = Fixture::new();
+        let (store, _) = fixture.open()?;
+        put(&store, 0..60)?;
+        if closed {
+            store.rotate()?;
+        }
+        let (store, _) = fixture.crash(store)?;
+        let (number, info) = store.index().packs().remove(0);
+        let entries = store.index().directory(number)?.by_offset();
+        let at = [0, entries[30].offset() + 5000, info.file_len - 64][part];
+        let block = at / 4096 * 4096..(at / 4096 + 1) * 4096;
+        let is_lost = |entry: &Entry| entry.offset() < block.end && entry.end() > block.start;
+        fixture.backend.faults().unreadable = Some((info.name.key(), block.clone()));
+        if verified {
+            store.verify(&|_, _| (), &mut |_| ())?;
+        }
+        store.close()?;
+        drop(store);
+        if !has_index {
+            fixture.delete_index();
+        }
+        let (store, opened) = fixture.open()?;
+        let damaged = opened.findings.iter().any(Finding::is_damage);
+        assert!(
+            damaged || !(verified || !has_index),
+            "{what}: {:?}",
+            opened.findings
+        );
+        for entry in &entries {
+            let read = store.get(entry.kind, &entry.id);
+            assert_eq!(read.is_err(), is_lost(entry), "{what}: {entry:?}");
+        }
+        // Nothing is deleted on the word of it.
+        let swept = store
+            .sweep_begin()?
+            .finish(&|_, _| !damaged, false, &|| true);
+        assert_eq!(swept.is_err(), damaged, "{what}");
+        fixture.backend.faults().unreadable = None;
+        check(&store, 0..60)?;
+    }
+    Ok(())
+}
+
+/// A chunk that cannot be read is stored again when its bytes are written
+/// again, also after a restart: it is no dedupe hit.
+#[test]
+fn what_cannot_be_read_is_stored_again() -> Result<()> {
+    for (closed, is_flipped, restarts) in [
+        (true, false, false),
+        (true, true, false),
+        (false, false, false),
+        (false, true, false),
+        (true, true, true),
+    ] {
+        let what = format!("closed {closed}, flipped {is_flipped}, restarts {restarts}");
+        let mut fixture = Fixture::new();
+        let (mut store, _) = fixture.open()?;
+        let ids = put(&store, 0..10)?;
+        if closed {
+            store.rotate()?;
+        }
+        let (number, info) = store.index().packs().remove(0);
+        let directory = store.index().directory(number)?;
+        let entry = *directory.find(&ids[5]).expect("it is there");
+        let key = info.name.key();
+        if is_flipped {
+            fixture
+                .backend
+                .inner
+                .flip(&key, entry.offset() as usize + 500);
+        } else {
+            let bad = entry.offset()..entry.end();
+            fixture.backend.faults().unreadable = Some((key, bad));
+        }
+        assert!(store.get(Kind::Data, &ids[5]).is_err(), "{what}");
+        // Its directory is as it was, and says nothing of this.
+        assert!(store.index().reload(number).is_ok() || !closed, "{what}");
+        store.index().rebuild_all(&|_, _| ());
+        if restarts {
+            store.close()?;
+            (store, _) = fixture.crash(store)?;
+        }
+        assert_eq!(put(&store, 0..10)?, ids);
+        check(&store, 0..10)?;
+        store.rotate()?;
+        check(&store, 0..10)?;
+    }
+    Ok(())
 }
 
 #[test]

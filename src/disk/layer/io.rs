@@ -163,7 +163,7 @@ impl Layer {
 
     /// Every byte of a layer that is read passes here, and every one that is
     /// written passes `write_data`: the place for a transform of both.
-    fn read_data(&self, offset: u64, buf: &mut [u8]) -> Result<()> {
+    pub(super) fn read_data(&self, offset: u64, buf: &mut [u8]) -> Result<()> {
         self.each_segment(offset, buf.len() as u64, |index, inside, range| {
             let part = &mut buf[range];
             let segment = self.segments.read().get(&index).cloned();
