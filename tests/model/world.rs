@@ -2,7 +2,7 @@
 
 use crate::common::bytes::Random;
 use crate::common::faulty::{Call, Fault, FaultyFiles};
-use crate::common::library::{assert_store_sound, memory_dir, options};
+use crate::common::library::{assert_store_sound, memory_dir, options, wrong_with};
 use crate::common::reference::Image;
 use snapdisk::disk::{Disk, Seek, Source, Wait};
 use snapdisk::error::{Error, Result};
@@ -12,7 +12,7 @@ use snapdisk::manifest::Owner;
 use snapdisk::name::{DiskName, ImageName, SnapshotName};
 use snapdisk::progress::Quiet;
 use snapdisk::store::{self, InitOptions, Store};
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 const OWNER: Owner = Owner {
@@ -21,8 +21,11 @@ const OWNER: Owner = Owner {
     mode: 0o644,
 };
 const CHUNK: u64 = 16 << 10;
-/// The largest image.
+/// Bytes of an image that the vectors stand for.
 const MAX: u64 = 16 * CHUNK;
+/// Where something ends inside an image: a page of a map with chunks of this
+/// size, of a presence map, the next level of a map, a segment of a layer.
+const EDGES: [u64; 4] = [2 << 20, 4 << 20, 256 << 20, 64 << 30];
 
 /// How often each operation was done.
 pub type Counts = BTreeMap<&'static str, u64>;
@@ -81,6 +84,7 @@ enum UnderWay {
     Nothing,
     Create(String),
     CreateImage(String),
+    Remove(String),
     Drop(String),
     Take(String, String),
     TakeGroup(String),
@@ -111,6 +115,12 @@ struct World {
     trouble: Trouble,
     /// An operation failed because of the trouble.
     failed: bool,
+    /// The power is about to fail.
+    is_failing: bool,
+    /// The last operation found nothing to do.
+    idle: bool,
+    /// Where in an image its vector begins; before that it has nothing.
+    base: u64,
     /// What was done.
     trail: Trail,
     /// Whether everything is compared after every operation.
@@ -146,21 +156,28 @@ fn content(random: &mut Random, len: u64) -> Vec<u8> {
 pub fn run(seed: u64, steps: u64, crashes: u64, trouble: Trouble, trail: &Trail) -> Counts {
     trail.begin(format!("history {seed}"));
     let mut world = World::new(seed, trouble, trail.clone());
-    // When the power begins to fail.
-    let mut failing: Vec<u64> = (0..crashes).map(|_| world.random.below(steps)).collect();
-    failing.sort_unstable();
-    for step in 0..steps {
-        while failing.first().is_some_and(|at| *at <= step) {
-            failing.remove(0);
-            if !world.files.is_stopped() {
-                let effects = world.random.below(25);
-                world.files.stop_after(effects);
-            }
+    // When the power begins to fail; later if it has not failed yet then.
+    let mut failing: VecDeque<u64> = (0..crashes)
+        .map(|part| (part * steps + world.random.below(steps)) / crashes)
+        .collect();
+    let mut step = 0;
+    // One that is due comes, if it takes some more operations.
+    while step < steps || !failing.is_empty() || world.is_failing {
+        if !world.is_failing && failing.front().is_some_and(|at| *at <= step) {
+            failing.pop_front();
+            let effects = world.random.below(25);
+            world.files.stop_after(effects);
+            world.is_failing = true;
         }
         world.make_trouble();
         let (what, under_way) = world.step();
         world.note(format_args!("{step}: {what}"));
-        *world.counts.entry(what).or_default() += 1;
+        let done = match std::mem::take(&mut world.idle) {
+            true => "nothing to do",
+            false => what,
+        };
+        *world.counts.entry(done).or_default() += 1;
+        step += 1;
         let failed = std::mem::take(&mut world.failed);
         if world.files.is_stopped() {
             world.crash(under_way);
@@ -193,9 +210,16 @@ impl World {
             counts: Counts::new(),
             trouble,
             failed: false,
+            is_failing: false,
+            idle: false,
+            base: 0,
             trail,
             paranoid: std::env::var_os("SNAPDISK_MODEL_PARANOID").is_some(),
         };
+        if world.random.below(2) == 0 {
+            let edge = EDGES[world.random.below(4) as usize];
+            world.base = edge - MAX / 2;
+        }
         if trouble == Trouble::Full {
             let room = (3 << 20) + world.random.below(2 << 20);
             world.files.set_room(Some(room));
@@ -323,7 +347,7 @@ impl World {
                 let (Some(live), Some(disk)) = (&mut expected.live, store.disk(name)) else {
                     continue;
                 };
-                let Ok(found) = try_read_live(&disk) else {
+                let Ok(found) = try_read_live(&disk, self.base) else {
                     assert!(self.files.is_stopped(), "{name} cannot be read");
                     return;
                 };
@@ -351,6 +375,7 @@ impl World {
         // A power failure that is still to come does not come while what is
         // there is compared.
         self.files.stop_after(u64::MAX / 2);
+        self.is_failing = false;
         if self.files.is_stopped() || self.random.below(3) == 0 {
             return self.crash(under_way);
         }
@@ -375,6 +400,9 @@ impl World {
         }
         let name = Self::pick(&mut self.random, self.disks.keys()).expect("there are disks");
         if self.disks[&name].live.is_none() {
+            if self.disks[&name].snapshots.is_empty() {
+                return ("remove disk", self.remove_disk(name));
+            }
             return ("create image", self.create_image(name));
         }
         let nothing = UnderWay::Nothing;
@@ -385,6 +413,7 @@ impl World {
             13..=15 => (self.copy(&name), nothing),
             16..=18 => ("flush", self.flush(&name)),
             19 => (self.read(&name), nothing),
+            20 if self.random.below(3) == 0 => (self.verify_now(), nothing),
             20 => (self.seek(&name), nothing),
             21..=23 => ("take", self.take(name)),
             24 | 25 => ("delete", self.delete(name)),
@@ -402,6 +431,11 @@ impl World {
                 _ => ("reopen", self.reopen()),
             },
         }
+    }
+
+    fn nothing(&mut self) -> UnderWay {
+        self.idle = true;
+        UnderWay::Nothing
     }
 
     fn create(&mut self) -> UnderWay {
@@ -424,13 +458,22 @@ impl World {
         UnderWay::Nothing
     }
 
+    fn remove_disk(&mut self, name: String) -> UnderWay {
+        let removed = self.store().remove_disk(&name);
+        if self.done("removing a disk", removed).is_none() {
+            return UnderWay::Remove(name);
+        }
+        self.disks.remove(&name);
+        UnderWay::Nothing
+    }
+
     fn write(&mut self, name: &str) -> &'static str {
         let offset = position(&mut self.random, MAX);
         let len = position(&mut self.random, 3 * CHUNK).min(MAX - offset);
         let data = content(&mut self.random, len);
         self.note(format_args!("{name}: write {offset} +{len}"));
         self.image(name).write(offset as usize, &data);
-        let written = self.disk(name).write(offset, &data, Wait::Yes);
+        let written = self.disk(name).write(self.base + offset, &data, Wait::Yes);
         self.done("a write", written);
         "write"
     }
@@ -444,7 +487,8 @@ impl World {
         ));
         let range = offset as usize..(offset + len) as usize;
         self.image(name).zero(range, extend);
-        let punched = self.disk(name).punch(offset, len, extend, Wait::Yes);
+        let disk = self.disk(name);
+        let punched = disk.punch(self.base + offset, len, extend, Wait::Yes);
         self.done("a punch", punched);
         "punch"
     }
@@ -453,7 +497,7 @@ impl World {
         let size = position(&mut self.random, MAX);
         self.note(format_args!("{name}: truncate {size}"));
         self.image(name).resize(size as usize);
-        let cut = self.disk(name).truncate(size, false);
+        let cut = self.disk(name).truncate(self.base + size, false);
         self.done("a truncate", cut);
         "truncate"
     }
@@ -472,7 +516,10 @@ impl World {
                 (Source::Snapshot(from_disk, found), bytes)
             }
             (_, Some(bytes)) => (Source::Live(from_disk), bytes),
-            _ => return "nothing",
+            _ => {
+                self.idle = true;
+                return "copy";
+            }
         };
         let (from, to) = match self.random.below(3) {
             0 => (0, 0),
@@ -491,7 +538,8 @@ impl World {
         let len = len.min((bytes.len() as u64).saturating_sub(from));
         let same = from_name == name && matches!(source, Source::Live(_));
         if len == 0 || (same && from < to + len && to < from + len) {
-            return "nothing";
+            self.idle = true;
+            return "copy";
         }
         let disk = self.disk(name);
         let mut copied = 0;
@@ -500,7 +548,8 @@ impl World {
         ));
         while copied < len {
             let (at, part) = (from + copied, to + copied);
-            let outcome = disk.copy_range(&source, at, part, len - copied);
+            let (source_at, target_at) = (self.base + at, self.base + part);
+            let outcome = disk.copy_range(&source, source_at, target_at, len - copied);
             let Some(step) = self.done("a copy", outcome) else {
                 // Any part of the rest may have been copied.
                 let rest = bytes[at as usize..(from + len) as usize].to_vec();
@@ -527,7 +576,9 @@ impl World {
         let offset = position(&mut self.random, MAX);
         let len = position(&mut self.random, MAX);
         let mut buf = vec![0xaa; len as usize];
-        let outcome = self.disk(name).read(offset, &mut buf, Wait::Yes);
+        let outcome = self
+            .disk(name)
+            .read(self.base + offset, &mut buf, Wait::Yes);
         if let Some(read) = self.done("a read", outcome) {
             let live = &self.image(name).bytes;
             let from = (offset as usize).min(live.len());
@@ -540,10 +591,12 @@ impl World {
     /// Holes are zeros, and data that is not zero is never in a hole.
     fn seek(&mut self, name: &str) -> &'static str {
         let offset = position(&mut self.random, MAX);
-        let outcome = self.disk(name).seek(offset, Seek::Data, Wait::Yes);
+        let disk = self.disk(name);
+        let outcome = disk.seek(self.base + offset, Seek::Data, Wait::Yes);
         if let Some(found) = self.done("a seek", outcome) {
+            let found = found.waited().map(|data| data - self.base);
             let live = &self.image(name).bytes;
-            let data = found.waited().unwrap_or(live.len() as u64);
+            let data = found.unwrap_or(live.len() as u64);
             let hole = live.get(offset as usize..data as usize).unwrap_or_default();
             assert!(hole.iter().all(|byte| *byte == 0), "data in a hole");
         }
@@ -594,7 +647,7 @@ impl World {
         let groups = self.store().groups();
         let names: Vec<String> = groups.iter().map(|one| one.record.name.clone()).collect();
         let Some(name) = Self::pick(&mut self.random, names.iter()) else {
-            return UnderWay::Nothing;
+            return self.nothing();
         };
         let group = groups.iter().find(|group| group.record.name == name);
         let members: Vec<(String, String)> = group
@@ -639,7 +692,7 @@ impl World {
 
     fn delete(&mut self, name: String) -> UnderWay {
         let Some(victim) = self.pick_snapshot(&name) else {
-            return UnderWay::Nothing;
+            return self.nothing();
         };
         let deleted = self.disk(&name).delete_snapshot(&victim);
         if self.is_linked(&name, &victim) {
@@ -659,7 +712,7 @@ impl World {
 
     fn rename_snapshot(&mut self, name: String) -> UnderWay {
         let Some(from) = self.pick_snapshot(&name) else {
-            return UnderWay::Nothing;
+            return self.nothing();
         };
         let to = self.name("again");
         let parsed = SnapshotName::parse(to.as_ref()).expect("a name");
@@ -683,7 +736,7 @@ impl World {
 
     fn rollback(&mut self, name: String) -> UnderWay {
         let Some(target) = self.pick_snapshot(&name) else {
-            return UnderWay::Nothing;
+            return self.nothing();
         };
         let discard = self.random.below(2) == 0;
         self.note(format_args!(
@@ -767,7 +820,7 @@ impl World {
 
     fn link(&mut self, disk: String) -> UnderWay {
         let Some(snapshot) = self.pick_snapshot(&disk) else {
-            return UnderWay::Nothing;
+            return self.nothing();
         };
         let image = self.name("link");
         let parsed = ImageName::parse(image.as_ref()).expect("a name");
@@ -783,7 +836,7 @@ impl World {
     fn change_images(&mut self) -> UnderWay {
         let all = self.links.keys().chain(self.imports.keys());
         let Some(image) = Self::pick(&mut self.random, all) else {
-            return UnderWay::Nothing;
+            return self.nothing();
         };
         if self.random.below(2) == 0 {
             let removed = self.store().remove_image(&image);
@@ -814,7 +867,7 @@ impl World {
 
     fn import(&mut self) -> UnderWay {
         if self.imports.len() > 2 {
-            return UnderWay::Nothing;
+            return self.nothing();
         }
         let name = self.name("import");
         let parsed = ImageName::parse(name.as_ref()).expect("a name");
@@ -823,7 +876,7 @@ impl World {
             content(&mut self.random, len)
         };
         let imported = self.store().create_image(parsed, OWNER).and_then(|disk| {
-            disk.write(0, &bytes, Wait::Yes)?.waited();
+            disk.write(self.base, &bytes, Wait::Yes)?.waited();
             disk.finish_import()
         });
         if self.done("an import", imported).is_none() {
@@ -831,6 +884,20 @@ impl World {
         }
         self.imports.insert(name, bytes);
         UnderWay::Nothing
+    }
+
+    /// What is there is sound at any time, also while it is being sealed.
+    fn verify_now(&mut self) -> &'static str {
+        // A call that fails is a finding, and stays one.
+        if self.trouble == Trouble::Faults {
+            self.idle = true;
+            return "verify";
+        }
+        let wrong = wrong_with(self.store());
+        if !self.files.is_stopped() {
+            assert!(wrong.is_none(), "{}", wrong.unwrap_or_default());
+        }
+        "verify"
     }
 
     fn collect(&mut self) -> &'static str {
@@ -889,6 +956,7 @@ impl World {
     /// An abrupt end: what was not synced may be lost. Opens what is left and
     /// compares.
     fn crash(&mut self, under_way: UnderWay) {
+        self.is_failing = false;
         drop(self.store.take());
         self.end_abruptly("crash", "kill");
         if self.random.below(4) == 0 {
@@ -925,6 +993,11 @@ impl World {
             UnderWay::Create(name) => {
                 if store.disk(&name).is_some() {
                     self.disks.insert(name, Expected::default());
+                }
+            }
+            UnderWay::Remove(name) => {
+                if store.disk(&name).is_none() {
+                    self.disks.remove(&name);
                 }
             }
             UnderWay::CreateImage(name) => {
@@ -1010,7 +1083,7 @@ impl World {
         let live = self.image(disk).bytes.clone();
         let kept = self.unexpected(disk, "before-rollback-");
         let bytes = self.disks[disk].snapshots[target].clone();
-        let found = read_live(&self.disk(disk));
+        let found = read_live(&self.disk(disk), self.base);
         if let Some(kept) = kept {
             assert!(found == bytes, "half a rollback");
             self.snapshots(disk).insert(kept, live);
@@ -1027,7 +1100,7 @@ impl World {
             let (Some(live), Some(disk)) = (&mut expected.live, store.disk(name)) else {
                 continue;
             };
-            let found = read_live(&disk);
+            let found = read_live(&disk, self.base);
             if let Err(differs) = live.check_crashed(&found) {
                 panic!("the live image of {name} after a crash: {differs}");
             }
@@ -1040,7 +1113,7 @@ impl World {
             let disk = self.disk(name);
             if let Some(live) = &expected.live {
                 let what = format!("the live image of {name}");
-                match try_read_live(&disk) {
+                match try_read_live(&disk, self.base) {
                     Ok(found) => compare(&what, &live.bytes, &found),
                     Err(_) if self.files.is_stopped() => return,
                     Err(error) => panic!("{what}: {error}"),
@@ -1058,7 +1131,7 @@ impl World {
                 // Renamed or deleted by what is under way, maybe.
                 if disk.snapshot(snapshot).is_some() {
                     let what = format!("{name}@{snapshot}");
-                    match try_read_snapshot(&disk, snapshot) {
+                    match try_read_snapshot(&disk, snapshot, self.base) {
                         Ok(found) => compare(&what, bytes, &found),
                         Err(_) if self.files.is_stopped() => return,
                         Err(error) => panic!("{what}: {error}"),
@@ -1085,7 +1158,7 @@ impl World {
                 None => assert!(disk.live().is_none(), "{name} has no live image"),
                 Some(live) => {
                     let what = format!("the live image of {name}");
-                    compare(&what, &live.bytes, &read_live(&disk));
+                    compare(&what, &live.bytes, &read_live(&disk, self.base));
                 }
             }
             let found: Vec<String> = disk.snapshots().iter().map(|s| s.name()).collect();
@@ -1097,7 +1170,7 @@ impl World {
                 compare(
                     &format!("{name}@{snapshot}"),
                     bytes,
-                    &read_snapshot(&disk, snapshot),
+                    &read_snapshot(&disk, snapshot, self.base),
                 );
             }
         }
@@ -1117,7 +1190,7 @@ impl World {
         assert_eq!(images, names, "images");
         for image in self.store().images() {
             if let store::Image::Import { name, disk } = image {
-                compare(&name, &self.imports[&name], &read_live(&disk));
+                compare(&name, &self.imports[&name], &read_live(&disk, self.base));
             }
         }
         self.verify();
@@ -1136,6 +1209,7 @@ impl World {
             self.files.stop();
         }
         self.files.stop_after(u64::MAX / 2);
+        self.is_failing = false;
         if self.files.is_stopped() {
             self.crash(UnderWay::Nothing);
         }
@@ -1147,27 +1221,27 @@ impl World {
     }
 }
 
-fn try_read_live(disk: &Arc<Disk>) -> Result<Vec<u8>> {
+fn try_read_live(disk: &Arc<Disk>, base: u64) -> Result<Vec<u8>> {
     let mut buf = vec![0xaa; MAX as usize + 4096];
-    let read = disk.read(0, &mut buf, Wait::Yes)?;
+    let read = disk.read(base, &mut buf, Wait::Yes)?;
     buf.truncate(read.waited());
     Ok(buf)
 }
 
-fn read_live(disk: &Arc<Disk>) -> Vec<u8> {
-    try_read_live(disk).unwrap_or_else(|error| panic!("{}: {error}", disk.name()))
+fn read_live(disk: &Arc<Disk>, base: u64) -> Vec<u8> {
+    try_read_live(disk, base).unwrap_or_else(|error| panic!("{}: {error}", disk.name()))
 }
 
-fn try_read_snapshot(disk: &Arc<Disk>, name: &str) -> Result<Vec<u8>> {
+fn try_read_snapshot(disk: &Arc<Disk>, name: &str, base: u64) -> Result<Vec<u8>> {
     let snapshot = disk.snapshot(name).expect("the snapshot is there");
     let mut buf = vec![0xaa; MAX as usize + 4096];
-    let read = disk.read_snapshot(&snapshot, 0, &mut buf, Wait::Yes)?;
+    let read = disk.read_snapshot(&snapshot, base, &mut buf, Wait::Yes)?;
     buf.truncate(read.waited());
     Ok(buf)
 }
 
-fn read_snapshot(disk: &Arc<Disk>, name: &str) -> Vec<u8> {
-    try_read_snapshot(disk, name).unwrap_or_else(|error| panic!("reading {name}: {error}"))
+fn read_snapshot(disk: &Arc<Disk>, name: &str, base: u64) -> Vec<u8> {
+    try_read_snapshot(disk, name, base).unwrap_or_else(|error| panic!("reading {name}: {error}"))
 }
 
 #[track_caller]
