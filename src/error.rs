@@ -220,8 +220,21 @@ impl Error {
         }
     }
 
+    /// Whether a write was refused before anything was lost: there is no room
+    /// for it, or the store's filesystem has turned read-only. The file is as
+    /// trustworthy as before; whether what it was given earlier reaches the
+    /// disk, the next sync says.
+    pub fn is_refused_write(&self) -> bool {
+        let is_read_only = match self {
+            Error::Io { source, .. } => source.raw_os_error() == Some(libc::EROFS),
+            _ => false,
+        };
+        is_read_only || self.is_no_space()
+    }
+
     /// Whether the store's filesystem had no room for it: the one kind of
-    /// write error after which a file is as trustworthy as before.
+    /// error after which a file, also one that was being synced, is as
+    /// trustworthy as before.
     pub fn is_no_space(&self) -> bool {
         match self {
             Error::Io { source, .. } => matches!(

@@ -18,7 +18,8 @@ use common::library::*;
 use snapdisk::disk::{Disk, Wait};
 use snapdisk::error::{Error, Result};
 use snapdisk::files::Files;
-use snapdisk::name::ImageName;
+use snapdisk::manifest::PolicyText;
+use snapdisk::name::{ImageName, PolicyName, SnapshotName};
 use snapdisk::progress::Quiet;
 use snapdisk::store::{Image, Options, Store};
 use snapdisk::verify::Finding;
@@ -39,8 +40,8 @@ struct Sample {
     views: Views,
 }
 
-/// Two disks with sealed snapshots, layers that are not sealed, a link, an
-/// import, dead chunks, several packs.
+/// Two disks with sealed snapshots, a group of both, layers that are not
+/// sealed, a link, an import, a policy, dead chunks, several packs.
 fn sample(seed: u64, root: &Path) -> Sample {
     let files = new_files();
     let store = open_files(&files, root).expect("it opens");
@@ -55,6 +56,13 @@ fn sample(seed: u64, root: &Path) -> Sample {
         let db = make(&store, "db")?;
         write(&db, 0, &random.bytes(4 * CHUNK + 77))?;
         take_of(&db, "base")?;
+        store.take_group(SnapshotName::parse("both".as_ref())?, None, OWNER)?;
+        let policy = PolicyText {
+            text: "hours = [3]\n".to_owned(),
+            owner: OWNER,
+            modified_ns: snapdisk::time::now_ns(),
+        };
+        store.set_named_policy(PolicyName::parse("nightly.toml".as_ref())?, policy)?;
         wait_all_sealed(&store);
         // Further packs: of the next run, and one with something dead in it.
         store.close()?;
@@ -176,6 +184,8 @@ enum Damage {
     Flip(usize),
     Zero(usize, usize),
     Replace(Vec<u8>),
+    /// Two parts of this length change places.
+    Swap(usize, usize, usize),
 }
 
 impl Damage {
@@ -186,6 +196,7 @@ impl Damage {
             Damage::Flip(_) => "flip",
             Damage::Zero(..) => "zero",
             Damage::Replace(_) => "replace",
+            Damage::Swap(..) => "swap",
         }
     }
 
@@ -196,6 +207,11 @@ impl Damage {
             Damage::Flip(at) => bytes[*at] ^= 0x10,
             Damage::Zero(from, to) => bytes[*from..*to].fill(0),
             Damage::Replace(other) => *bytes = other.clone(),
+            Damage::Swap(one, other, len) => {
+                for at in 0..*len {
+                    bytes.swap(one + at, other + at);
+                }
+            }
         }
     }
 }
@@ -212,6 +228,8 @@ fn kind(path: &Path, bytes: &[u8]) -> &'static str {
             "store-copy" => "header copy",
             "catalogue" => "catalogue",
             _ if name.starts_with("link-") => "image link",
+            _ if name.starts_with("policy-") => "policy manifest",
+            _ if name.starts_with("group-") => "group manifest",
             _ if String::from_utf8_lossy(bytes).contains(r#""role":"image""#) => "image manifest",
             _ => "disk manifest",
         },
@@ -276,6 +294,15 @@ fn cells(sample: &Sample, other: &Sample) -> Vec<(PathBuf, &'static str, Damage)
                 add(kind, Damage::Flip(at));
                 add(kind, Damage::Zero(at, (at + 24).min(bytes.len())));
             }
+            // Chunks that do not compress are all as long.
+            let record = (88 + CHUNK).next_multiple_of(64);
+            let records = places(&bytes);
+            let of_data = records.iter().filter(|(kind, _)| *kind == "record header");
+            let mut starts = of_data.map(|(_, at)| at - 50);
+            if let (Some(one), Some(other)) = (starts.next(), starts.next()) {
+                assert_eq!(other, one + record, "two neighbours");
+                add("two records", Damage::Swap(one, other, record));
+            }
         } else if !bytes.is_empty() {
             for at in [0, bytes.len() / 3, bytes.len() / 2, bytes.len() - 1] {
                 add(kind, Damage::Flip(at));
@@ -326,6 +353,30 @@ fn is_named(findings: &[Finding], name: &str, chunk: usize) -> bool {
     })
 }
 
+/// Panics if more is missing than what was hit explains.
+fn assert_nothing_else(what: &str, kind: &str, missing: &BTreeSet<(String, usize)>) {
+    let owner = |name: &str| {
+        let named = name.rsplit(' ').next().unwrap_or_default();
+        named.split('@').next().unwrap_or_default().to_owned()
+    };
+    let owners: BTreeSet<String> = missing.iter().map(|(name, _)| owner(name)).collect();
+    // No two disks have a chunk in common, and no disk has one twice.
+    let places: BTreeSet<(String, usize)> = missing
+        .iter()
+        .map(|(name, at)| (owner(name), *at))
+        .collect();
+    let fits = match kind {
+        "header copy" | "image link" | "policy manifest" | "pack mark" | "pack directory"
+        | "pack trailer" => missing.is_empty(),
+        "payload" | "record header" => places.len() <= 1,
+        "two records" => places.len() <= 2,
+        "layer log" | "layer data" | "disk manifest" | "image manifest" => owners.len() <= 1,
+        "group manifest" => missing.iter().all(|(name, _)| name.ends_with("@both")),
+        _ => true,
+    };
+    assert!(fits, "{what}: more than that is missing: {missing:?}");
+}
+
 fn findings_of(what: &str, store: &Store) -> Vec<Finding> {
     let mut findings = Vec::new();
     store
@@ -335,7 +386,14 @@ fn findings_of(what: &str, store: &Store) -> Vec<Finding> {
 }
 
 /// Uses a damaged store and puts the file back.
-fn use_it(what: &str, sample: &Sample, files: &FaultyFiles, root: &Path, path: &Path) -> End {
+fn use_it(
+    what: &str,
+    kind: &str,
+    sample: &Sample,
+    files: &FaultyFiles,
+    root: &Path,
+    path: &Path,
+) -> End {
     let store = match open_files(files, root) {
         Ok(store) => store,
         Err(Error::Damaged { what: named, .. }) => {
@@ -349,6 +407,7 @@ fn use_it(what: &str, sample: &Sample, files: &FaultyFiles, root: &Path, path: &
     let found = views(&store);
     assert_nothing_wrong(what, &found, &sample.views);
     let missing = unreadable(&found, &sample.views);
+    assert_nothing_else(what, kind, &missing);
     let findings = findings_of(what, &store);
     for (name, chunk) in &missing {
         assert!(
@@ -558,12 +617,13 @@ fn matrix(with_index: bool) {
             root
         };
         let repaired = files.fork();
-        let end = use_it(&what, &first, &files, root("used").path(), path);
+        let end = use_it(&what, kind, &first, &files, root("used").path(), path);
         if end != End::Harmless {
             put_back(&what, &first, &files, path);
         }
         assert!(end != End::Unseen, "{what}: nothing was found");
         repair_it(&what, &first, &repaired, root("repaired").path());
+        assert_no_background_panic(&what);
         let word = match end {
             End::Refused => "the store is refused",
             End::Found => "found, rest usable",

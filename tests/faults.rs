@@ -257,6 +257,8 @@ fn whatever_call_fails_nothing_acknowledged_is_lost() {
             "packs",
             "manifests/disk",
             "manifests/catalogue",
+            // Where each of them is written first.
+            "manifests/.tmp",
             "",
         ] {
             for errno in [libc::EIO, libc::EROFS, libc::ENOSPC] {
@@ -933,5 +935,55 @@ fn verify_finds_what_is_wrong_with_a_layer_that_is_in_use() {
     let found = finds(unreadable(Call::Read, "manifests/"));
     assert_eq!(found.len(), 4, "{found:?}");
     assert_store_sound(&store, "afterwards");
+    store.close().expect("closing");
+}
+
+/// The filesystem below turns read-only, as ext4 does after an error of its
+/// own: everything can be read, changes are refused, and once it is writable
+/// again and the store opened anew, all is there.
+#[test]
+fn a_filesystem_that_turns_read_only_refuses_changes_and_loses_nothing() {
+    let home = memory_dir();
+    let (files, bytes) = sample(home.path());
+    let store = open_files(&files, home.path()).expect("it opens");
+    let (a, b) = (disk(&store, "a"), disk(&store, "b"));
+    let fresh = Random(9).bytes(CHUNK);
+    write(&a, 2 * CHUNK, &fresh).expect("acknowledged");
+    let read_all = |what: &str| {
+        let mut expected = bytes.clone();
+        expected[2 * CHUNK..3 * CHUNK].copy_from_slice(&fresh);
+        let mut found = vec![0; CHUNKS * CHUNK];
+        a.read(0, &mut found, Wait::Yes).expect(what);
+        assert!(found == expected, "{what}: the image of a");
+        let base = b.snapshot("base").expect("it is there");
+        b.read_snapshot(&base, 0, &mut found, Wait::Yes)
+            .expect(what);
+        assert!(found == bytes, "{what}: b@base");
+    };
+    files.turn_read_only();
+    read_all("read-only");
+    for _ in 0..2 {
+        assert!(a.write(0, &fresh, Wait::Yes).is_err(), "a write");
+        assert!(take_of(&a, "after").is_err(), "a snapshot");
+        assert!(b.delete_snapshot("gone").is_err(), "a deletion");
+        assert!(b.rollback("base", false).is_err(), "a rollback");
+        assert!(make(&store, "c").is_err(), "a new disk");
+        read_all("after what was refused");
+    }
+    assert!(files.hits() > 0);
+    drop((a, b));
+    // Whatever it says: what was acknowledged is on disk.
+    drop(store.close());
+    drop(store);
+    files.mend();
+    let store = open_files(&files, home.path()).expect("it opens again");
+    let a = disk(&store, "a");
+    let mut found = vec![0; CHUNK];
+    a.read(2 * CHUNK as u64, &mut found, Wait::Yes)
+        .expect("read");
+    assert!(found == fresh, "what was acknowledged");
+    assert!(a.snapshot("after").is_none() && disk(&store, "b").snapshot("gone").is_some());
+    write(&a, 0, &fresh).expect("writing goes on");
+    assert_store_sound(&store, "writable again");
     store.close().expect("closing");
 }

@@ -20,9 +20,11 @@ use snapdisk::chunk::{ChunkId, Codec, Keys, Kind};
 use snapdisk::disk::log;
 use snapdisk::error::Result;
 use snapdisk::files::Files;
-use snapdisk::manifest::{self, Catalogue, DiskRecord, Header, LayerId, LinkRecord};
+use snapdisk::manifest::{
+    self, Catalogue, DiskRecord, GroupRecord, Header, LayerId, LinkRecord, PolicyRecord, PolicyText,
+};
 use snapdisk::map::{Page, Root};
-use snapdisk::name::{DiskName, ImageName, SnapshotName};
+use snapdisk::name::{DiskName, ImageName, PolicyName, SnapshotName};
 use snapdisk::pack::{self, PackName};
 use snapdisk::progress::Quiet;
 use std::alloc::{GlobalAlloc, Layout, System};
@@ -282,6 +284,13 @@ fn sample(root: &Path) -> FaultyFiles {
             disk.snapshots().iter().all(|s| s.state() == "ready")
         });
         store.link_image(&disk, "one", ImageName::parse("golden.img".as_ref())?)?;
+        store.take_group(SnapshotName::parse("all".as_ref())?, None, OWNER)?;
+        let policy = PolicyText {
+            text: "hours = [3]\n".to_owned(),
+            owner: OWNER,
+            modified_ns: snapdisk::time::now_ns(),
+        };
+        store.set_named_policy(PolicyName::parse("nightly.toml".as_ref())?, policy)?;
         disk.write(9000, &text[..7000], snapdisk::disk::Wait::Yes)?
             .waited();
         disk.flush()?;
@@ -424,6 +433,8 @@ fn manifests() {
         drop(manifest::decode::<Catalogue>("key", bytes));
         drop(manifest::decode::<DiskRecord>("key", bytes));
         drop(manifest::decode::<LinkRecord>("key", bytes));
+        drop(manifest::decode::<PolicyRecord>("key", bytes));
+        drop(manifest::decode::<GroupRecord>("key", bytes));
         drop(serde_json::from_slice::<snapdisk::verbs::Request>(bytes));
     };
     feed(
@@ -434,6 +445,33 @@ fn manifests() {
         &reseal_manifest,
         &decode,
     );
+}
+
+#[test]
+fn policies_and_times() {
+    let seeds: Vec<Vec<u8>> = [
+        "hours = [0, 6, 12, 18]\nhourly = 24\ndaily = 7\nweekly = 4\n",
+        "# twice a day\nhours = [3, 15]\nminute = 30\nutc = true\nyearly = 9\n",
+        "[[schedule]]\nevery = \"1h\"\nkeep = 24\n",
+        "2026-11-27T04:05:06Z",
+        "2026-11-27T04:05:06.789+01:00",
+        "1d12h",
+    ]
+    .map(|text| text.as_bytes().to_vec())
+    .into();
+    let decode = |bytes: &[u8]| {
+        let Ok(text) = std::str::from_utf8(bytes) else {
+            return;
+        };
+        let whole = snapdisk::policy::parse(text).is_ok();
+        // What is accepted in the end is accepted on the way.
+        assert!(
+            !whole || snapdisk::policy::check_so_far(text).is_ok(),
+            "{text:?}"
+        );
+        let _ = snapdisk::time::parse(text);
+    };
+    feed("text", &seeds, 20_000, 4 << 20, &|_| (), &decode);
 }
 
 #[test]
@@ -514,6 +552,7 @@ fn a_store_of_absurd_manifests() {
             Ok(is_open) => opened += u64::from(is_open),
             Err(_) => panic!("{path}: {}", String::from_utf8_lossy(&bytes)),
         }
+        assert_no_background_panic(path);
     }
     println!("store: {times} executions, {opened} opened");
     assert!(opened > 0, "none opened");

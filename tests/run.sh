@@ -46,4 +46,5 @@ for script in tests/*.sh; do
         "$script"
     fi
 done
-cargo test --release --locked --no-fail-fast
+# With what the tests counted.
+cargo test --release --locked --no-fail-fast -- --show-output

@@ -9,7 +9,8 @@ use snapdisk::name::{DiskName, SnapshotName};
 use snapdisk::progress::Quiet;
 use snapdisk::store::{self, InitOptions, Options, Store};
 use std::path::Path;
-use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Once};
 
 /// Whose disks are.
 pub const OWNER: Owner = Owner {
@@ -39,6 +40,43 @@ pub fn new_files() -> FaultyFiles {
     files
 }
 
+static BACKGROUND_PANICS: AtomicU64 = AtomicU64::new(0);
+
+/// From now on panics of a store's own threads are counted: nobody joins them
+/// to see.
+fn count_background_panics() {
+    static ONCE: Once = Once::new();
+    ONCE.call_once(|| {
+        let before = std::panic::take_hook();
+        std::panic::set_hook(Box::new(move |info| {
+            let thread = std::thread::current();
+            let name = thread.name().unwrap_or_default();
+            let of_store = [
+                "sealer",
+                "flusher",
+                "collector",
+                "finisher",
+                "policies",
+                "events",
+                "sampler",
+                "clock",
+            ];
+            let of_pool = ["seal-", "unpack-", "pool-"];
+            if of_store.contains(&name) || of_pool.iter().any(|pool| name.starts_with(pool)) {
+                BACKGROUND_PANICS.fetch_add(1, Ordering::SeqCst);
+            }
+            before(info);
+        }));
+    });
+}
+
+/// Panics if a thread of some store has.
+#[track_caller]
+pub fn assert_no_background_panic(what: &str) {
+    let panics = BACKGROUND_PANICS.load(Ordering::SeqCst);
+    assert_eq!(panics, 0, "{what}: threads of a store panicked");
+}
+
 /// Opens the store in `files`, with its index below `root`.
 pub fn open_files(files: &FaultyFiles, root: &Path) -> Result<Arc<Store>> {
     open_files_with(files, root, options())
@@ -46,6 +84,7 @@ pub fn open_files(files: &FaultyFiles, root: &Path) -> Result<Arc<Store>> {
 
 /// [`open_files`] with other options.
 pub fn open_files_with(files: &FaultyFiles, root: &Path, options: Options) -> Result<Arc<Store>> {
+    count_background_panics();
     let files: Arc<dyn Files> = Arc::new(files.clone());
     Store::open_in(files, root, options, &Quiet)
 }
@@ -53,6 +92,7 @@ pub fn open_files_with(files: &FaultyFiles, root: &Path, options: Options) -> Re
 /// Panics unless verify finds nothing in an open store.
 #[track_caller]
 pub fn assert_store_sound(store: &Store, what: &str) {
+    assert_no_background_panic(what);
     let wrong = wrong_with(store);
     assert!(wrong.is_none(), "{what}: {}", wrong.unwrap_or_default());
 }

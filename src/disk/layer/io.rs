@@ -292,7 +292,7 @@ impl Layer {
     fn write_or_undo(&self, offset: u64, data: &[u8]) -> Result<()> {
         self.write_data(offset, data).inspect_err(|error| {
             let size = self.size();
-            if error.is_no_space()
+            if error.is_refused_write()
                 && blocks_of(offset, data.len() as u64).contains(&(size / BLOCK))
                 && let Err(left) = self.clear_rest(size)
             {
@@ -310,7 +310,7 @@ impl Layer {
             written
                 .map_err(Error::io("writing", text(&segment_path(self.id, index))))
                 .inspect_err(|error| {
-                    if !error.is_no_space() {
+                    if !error.is_refused_write() {
                         self.fail(error);
                     }
                 })
@@ -429,7 +429,7 @@ impl Layer {
             punched
                 .map_err(Error::io("punching", text(&segment_path(self.id, index))))
                 .inspect_err(|error| {
-                    if !error.is_no_space() {
+                    if !error.is_refused_write() {
                         self.fail(error);
                     }
                 })
