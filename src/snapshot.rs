@@ -116,7 +116,7 @@ impl Snapshot {
     }
 
     /// What is noted on it.
-    pub(crate) fn notes(&self) -> Notes {
+    pub fn notes(&self) -> Notes {
         self.notes.read().clone()
     }
 

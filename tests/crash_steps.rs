@@ -39,7 +39,7 @@ fn wait_sealed(disk: &Disk) {
 }
 
 /// Two disks with sealed and unsealed snapshots, a link, an import, dead
-/// chunks, and a head with data.
+/// chunks, and a head with data; one with an empty image, and one with none.
 fn sample(root: &Path) -> FaultyFiles {
     let files = new_files();
     let store = open_files(&files, root).expect("it opens");
@@ -70,6 +70,8 @@ fn sample(root: &Path) -> FaultyFiles {
         wait_sealed(&db);
         write(&web, 7 * CHUNK, &random.bytes(CHUNK))?;
         write(&db, 300, &random.bytes(CHUNK))?;
+        make(&store, "blank")?;
+        store.create_disk(DiskName::parse("bare".as_ref())?, OWNER)?;
         store.close()
     })();
     made.expect("a sample");
@@ -129,7 +131,8 @@ fn content(store: &Store) -> Content {
                 let read = disk.read_snapshot(&snapshot, 0, bytes, Wait::Yes)?;
                 Ok(read.waited())
             });
-            content.insert(format!("{name}@{label}"), read);
+            let hold = snapshot.notes().hold.clone().unwrap_or_default();
+            content.insert(format!("{name}@{label}"), read + &hold);
         }
     }
     for group in store.groups() {
@@ -298,7 +301,7 @@ fn check_left(
     }
 }
 
-const OPERATIONS: [(&str, Operation); 24] = [
+const OPERATIONS: [(&str, Operation); 28] = [
     ("take", |store| take_of(&disk(store, "web"), "new")),
     ("delete", |store| disk(store, "web").delete_snapshot("two")),
     ("gc with compaction", |store| {
@@ -336,6 +339,18 @@ const OPERATIONS: [(&str, Operation); 24] = [
         let name = DiskName::parse("empty".as_ref())?;
         store.create_disk(name, OWNER).map(drop)
     }),
+    ("remove a disk", |store| store.remove_disk("bare")),
+    ("hold a snapshot", |store| {
+        let web = disk(store, "web");
+        let one = web.snapshot("one").expect("it is there");
+        web.note(&one, &|notes| {
+            notes.hold = Some("the audit".to_owned());
+            Ok(())
+        })
+    }),
+    ("repair", |store| {
+        store.repair(false, &Quiet, &mut drop).map(drop)
+    }),
     ("take a group", |store| take_group(store, "all")),
     ("delete a group", |store| {
         store.delete_group("night", &By::Store)
@@ -363,6 +378,14 @@ const OPERATIONS: [(&str, Operation); 24] = [
             max_snapshots: Some(9),
             ..Settings::default()
         })
+    }),
+    ("clone a whole disk", |store| {
+        let (from, to) = (disk(store, "db"), disk(store, "blank"));
+        let base = from.snapshot("base").expect("it is there");
+        let size = base.size();
+        let source = Source::Snapshot(from.clone(), base);
+        assert_eq!(to.copy_range(&source, 0, 0, size)?, size, "at once");
+        to.flush()
     }),
     ("clone into an image that is there", |store| {
         let (from, to) = (disk(store, "db"), disk(store, "web"));

@@ -16,6 +16,7 @@ use common::faulty::{Call, Fault, FaultyFiles};
 use common::library::*;
 use common::{DEADLINE, Filesystem, Need, skipped};
 use snapdisk::disk::{AttributeChange, Disk, Source, Wait};
+use snapdisk::manifest::Settings;
 use snapdisk::name::{ImageName, SnapshotName};
 use snapdisk::progress::Quiet;
 use snapdisk::store::{Options, Store};
@@ -848,28 +849,82 @@ fn a_manifest_that_cannot_be_read_is_replaced() {
     assert!(disk(&store, "a").snapshot("after").is_some());
 }
 
+/// Opens a sample of which no pack that is there can be opened, and takes a
+/// snapshot "stuck" of its disk "a" that cannot be sealed.
+fn stuck(files: &FaultyFiles, root: &Path) -> Arc<Store> {
+    let options = Options {
+        cache_bytes: 0,
+        ..options()
+    };
+    let store = open_files_with(files, root, options).expect("it opens");
+    let paths = files.paths().into_iter();
+    for pack in paths.filter(|path| path.starts_with("packs")) {
+        files.fail(unreadable(Call::Open, &pack.to_string_lossy()));
+    }
+    let a = disk(&store, "a");
+    // The rest of the chunk is in a pack.
+    write(&a, CHUNK, &Random(6).bytes(4096)).expect("written");
+    take_of(&a, "stuck").expect("a snapshot");
+    store
+}
+
+/// A disk that cannot be sealed gets no more layers than it may have, also
+/// where its live image is copied from again and again.
+#[test]
+fn copying_from_a_disk_that_is_never_sealed_piles_up_no_layers() {
+    let home = memory_dir();
+    let (files, _) = sample(home.path());
+    let store = stuck(&files, home.path());
+    let many = Settings {
+        max_manual_snapshots: 1024,
+        max_snapshots: Some(1024),
+        ..Settings::default()
+    };
+    store.set_settings(many).expect("the settings");
+    let a = disk(&store, "a");
+    let fill = |number: u64| {
+        let bytes = Random(number).bytes(CHUNK);
+        write(&a, 3 * CHUNK, &bytes).expect("written");
+        bytes
+    };
+    let mut taken = 0;
+    loop {
+        fill(taken);
+        if take_of(&a, &format!("s{taken}")).is_err() {
+            break;
+        }
+        taken += 1;
+    }
+    assert!(taken > 500, "only {taken} snapshots");
+    let c = make(&store, "c").expect("a disk");
+    let logs = || {
+        let paths = files.paths().into_iter();
+        paths
+            .filter(|path| path.extension().is_some_and(|end| end == "log"))
+            .count()
+    };
+    let before = logs();
+    for number in 0..5 {
+        let bytes = fill(1000 + number);
+        let source = Source::Live(a.clone());
+        let copied = c.copy_range(&source, 3 * CHUNK as u64, 0, CHUNK as u64);
+        assert_eq!(copied.expect("copied"), CHUNK as u64);
+        let mut found = vec![0; CHUNK];
+        c.read(0, &mut found, Wait::Yes).expect("read");
+        assert!(found == bytes, "copy {number}");
+    }
+    assert_eq!(logs(), before, "layers");
+    store.close().expect("closing");
+}
+
 /// A pack that cannot be opened stops the sealing of what needs it, and of
 /// nothing else.
 #[test]
 fn a_pack_that_cannot_be_opened_stops_no_other_disk() {
     let home = memory_dir();
-    let (files, bytes) = sample(home.path());
-    let options = Options {
-        cache_bytes: 0,
-        ..options()
-    };
-    let store = open_files_with(&files, home.path(), options).expect("it opens");
-    for pack in files
-        .paths()
-        .iter()
-        .filter(|path| path.starts_with("packs"))
-    {
-        files.fail(unreadable(Call::Open, &pack.to_string_lossy()));
-    }
+    let (files, _) = sample(home.path());
+    let store = stuck(&files, home.path());
     let a = disk(&store, "a");
-    // The rest of the chunk is in a pack.
-    write(&a, CHUNK, &bytes[..4096]).expect("written");
-    take_of(&a, "stuck").expect("a snapshot");
     let c = make(&store, "c").expect("a disk");
     write(&c, 0, &Random(7).bytes(CHUNK)).expect("written");
     take_of(&c, "fine").expect("a snapshot");

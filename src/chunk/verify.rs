@@ -28,11 +28,15 @@ impl ChunkStore {
         report: &mut dyn FnMut(Finding),
     ) -> Result<Verified> {
         let mut told = HashSet::new();
-        let findings = &mut |finding: Finding| {
+        let findings = &mut |finding: Finding, is_unread: bool| {
             let pack = finding.pack().filter(|_| finding.is_damage());
             told.extend(pack);
-            if let Some(number) = pack.and_then(|pack| self.index.number(&pack)) {
-                self.index.mark_damaged(number);
+            let number = pack.and_then(|pack| self.index.number(&pack));
+            match number {
+                // It may be read the next time.
+                Some(number) if is_unread => self.index.doubt(number, true),
+                Some(number) => self.index.mark_damaged(number),
+                None => {}
             }
             report(finding);
         };
@@ -47,7 +51,7 @@ impl ChunkStore {
         for (key, len) in self.backend.list(pack::PREFIX)? {
             match key.strip_prefix(pack::PREFIX).map(str::parse::<PackName>) {
                 Some(Ok(name)) => packs.push((name, len)),
-                _ => findings(Finding::Foreign { key }),
+                _ => findings(Finding::Foreign { key }, false),
             }
         }
         let total = packs.iter().map(|(_, len)| len).sum();
@@ -61,11 +65,12 @@ impl ChunkStore {
             let len = match fixed {
                 Some(info) => {
                     if info.file_len != found {
-                        findings(Finding::PackLength {
+                        let finding = Finding::PackLength {
                             pack: name,
                             expected: info.file_len,
                             found,
-                        });
+                        };
+                        findings(finding, false);
                     }
                     found
                 }
@@ -75,14 +80,23 @@ impl ChunkStore {
                 // What is wrong with it is found now.
                 self.index.doubt(number, false);
             }
-            match self.verify_pack(&name, len, fixed.is_none(), findings) {
+            let mut found_in_it = Vec::new();
+            match self.verify_pack(&name, len, fixed.is_none(), &mut |finding| {
+                found_in_it.push(finding);
+            }) {
                 Ok(chunks) => verified.chunks += chunks,
                 // Swept meanwhile.
                 Err(Error::Missing { .. }) if !self.is_listed(&name) => {}
-                Err(error) => findings(Finding::PackUnreadable {
+                Err(error) => found_in_it.push(Finding::PackUnreadable {
                     pack: name,
                     detail: error.to_string(),
                 }),
+            }
+            // What cannot be read looks like damage all around it.
+            let unread = |finding: &Finding| matches!(finding, Finding::PackUnreadable { .. });
+            let is_unread = found_in_it.iter().any(unread);
+            for finding in found_in_it {
+                findings(finding, is_unread);
             }
             verified.packs += 1;
             verified.bytes += found;
@@ -90,7 +104,7 @@ impl ChunkStore {
         for (name, info) in missing {
             // Else it was swept, or had no name yet.
             if self.is_listed(&name) && (info.closed || info.earlier) {
-                findings(Finding::PackMissing { pack: name });
+                findings(Finding::PackMissing { pack: name }, false);
             }
         }
         // What was found when it was opened, or read, and cannot be seen now.

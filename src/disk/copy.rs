@@ -106,8 +106,14 @@ impl Disk {
         let size = self.live().map_or(0, |live| live.size);
         let ends_both = from + len == source_size && end >= size;
         let shared = if ends_both { len } else { len - len % unit };
-        if shared == 0 {
-            return self.copy_bytes(source, from, to, len);
+        // A live image is frozen to be shared, like for a snapshot; where that
+        // would be one layer too many, its bytes are copied.
+        let is_too_many = match source {
+            Source::Live(disk) => disk.wait_for_sealer().is_err(),
+            Source::Snapshot(..) => false,
+        };
+        if shared == 0 || is_too_many {
+            return self.copy_bytes(source, from, to, len.min(COPY_MAX));
         }
         self.share_chunks(source, from, to, shared)
     }

@@ -88,7 +88,7 @@ impl Disk {
 
     /// Waits while too many layers of this disk wait to be sealed. Nothing
     /// is held meanwhile, so that the sealer gets on.
-    fn wait_for_sealer(&self) -> Result<()> {
+    pub(crate) fn wait_for_sealer(&self) -> Result<()> {
         let mut work = self.engine.work.work.lock();
         loop {
             self.engine.check_open()?;
