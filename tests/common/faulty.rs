@@ -348,6 +348,10 @@ impl State {
     /// Notes it if a manifest that was just put in place names a layer as
     /// unsealed whose log is not there.
     fn look_at_manifest(&mut self, path: &Path) {
+        // What is laid aside may be a segment, of any length.
+        if !path.starts_with("manifests") {
+            return;
+        }
         let content = &self.inodes[&self.names[path]].now;
         if let Some(disk) = decode::<DiskRecord>(path, content) {
             self.look_at_layers(&path.to_string_lossy(), &disk);
