@@ -83,6 +83,8 @@ struct Listed {
     visible: bool,
     /// Something in it could not be read.
     doubted: bool,
+    /// It counts as damaged only because it could not be read at the start.
+    unread: bool,
 }
 
 #[derive(Debug, Default)]
@@ -107,6 +109,7 @@ impl State {
             info,
             visible: true,
             doubted: false,
+            unread: false,
         }));
         Ok(number)
     }
@@ -427,7 +430,9 @@ impl Index {
                 damaged: true,
                 ..kept.cover
             };
-            return self.learn(name, cover, &kept.directory);
+            self.learn(name, cover, &kept.directory)?;
+            self.note_unread(&name, earlier);
+            return Ok(());
         }
         let around = self.read_around(&name, earlier.len);
         let directory = around.unwrap_or_else(|error| {
@@ -439,7 +444,19 @@ impl Index {
             closed: false,
             damaged: true,
         };
-        self.learn(name, cover, &directory)
+        self.learn(name, cover, &directory)?;
+        self.note_unread(&name, earlier);
+        Ok(())
+    }
+
+    /// What cannot be read now may be read in the next run: unless damage was
+    /// seen before, that is forgotten.
+    fn note_unread(&self, name: &PackName, earlier: &Earlier) {
+        let number = self.number(name);
+        let mut state = self.state.write();
+        if let Some(listed) = number.and_then(|number| state.listed(number)) {
+            listed.unread = !earlier.damaged;
+        }
     }
 
     /// What a pack holds around what cannot be read.
@@ -751,8 +768,8 @@ impl Index {
             return Ok((directory, cover));
         };
         // Its directory may be whole while a record is known not to be.
-        cover.damaged |= listed.info.damaged;
-        listed.info.damaged = cover.damaged;
+        cover.damaged |= listed.info.damaged && !listed.unread;
+        listed.info.damaged |= cover.damaged;
         // Its writer may have published more of it while it was read, and
         // what the writer says is newer.
         if listed.info.file_len == info.file_len {
@@ -834,10 +851,12 @@ impl Index {
     pub fn mark_damaged(&self, number: PackNumber) {
         let info = {
             let mut state = self.state.write();
-            let Some(listed) = state.listed(number).filter(|listed| !listed.info.damaged) else {
+            let fresh = |listed: &&mut Listed| !listed.info.damaged || listed.unread;
+            let Some(listed) = state.listed(number).filter(fresh) else {
                 return;
             };
             listed.info.damaged = true;
+            listed.unread = false;
             listed.info.clone()
         };
         tracing::error!("pack {} is damaged", info.name);
