@@ -479,6 +479,34 @@ fn a_pack_with_an_unreadable_sector_is_opened_around_it() -> Result<()> {
     Ok(())
 }
 
+/// A pack that could not be read when the store was opened, and can be read
+/// since, counts as damaged until the next start and no longer.
+#[test]
+fn what_passed_since_the_start_is_no_damage_after_the_next() -> Result<()> {
+    let mut fixture = Fixture::new();
+    let (store, _) = fixture.open()?;
+    put(&store, 0..10)?;
+    store.close()?;
+    drop(store);
+    fixture.delete_index();
+    let key = fixture.backend.packs().remove(0);
+    fixture.backend.faults().unreadable = Some((key, 0..64));
+    let (store, opened) = fixture.open()?;
+    assert!(opened.findings.iter().any(Finding::is_damage));
+    fixture.backend.faults().unreadable = None;
+    let (number, _) = store.index().packs().remove(0);
+    store.index().reload(number)?;
+    check(&store, 0..10)?;
+    let run = store.sweep_begin()?;
+    assert!(run.finish(&|_, _| true, false, &|| true).is_err());
+    store.close()?;
+    drop(store);
+    let (store, opened) = fixture.open()?;
+    assert!(!opened.findings.iter().any(Finding::is_damage));
+    store.sweep_begin()?.finish(&|_, _| true, false, &|| true)?;
+    check(&store, 0..10)
+}
+
 /// A chunk that cannot be read is stored again when its bytes are written
 /// again, also after a restart: it is no dedupe hit.
 #[test]
