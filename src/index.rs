@@ -46,6 +46,28 @@ const SAVE_AFTER_PART: u64 = 32;
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct PackNumber(u32);
 
+/// How far a pack is to be relied on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Health {
+    /// Nothing is known against it.
+    Sound,
+    /// Something in it could not be read in this run, which may pass.
+    Doubted,
+    /// It could not be read when the store was opened: damaged for this run.
+    Unread,
+    /// Something in it is not as it was written: damaged for good.
+    Damaged,
+}
+
+impl Health {
+    fn of_damage(damaged: bool) -> Health {
+        match damaged {
+            true => Health::Damaged,
+            false => Health::Sound,
+        }
+    }
+}
+
 /// What is known of a pack without its directory.
 #[derive(Clone, Debug)]
 pub struct PackInfo {
@@ -57,8 +79,8 @@ pub struct PackInfo {
     pub closed: bool,
     /// Whether an earlier run wrote it.
     pub earlier: bool,
-    /// Whether something in it is damaged.
-    pub damaged: bool,
+    /// How far it is to be relied on.
+    pub health: Health,
     /// Records in it.
     pub records: u64,
     /// Bytes that the records take.
@@ -68,6 +90,11 @@ pub struct PackInfo {
 }
 
 impl PackInfo {
+    /// Whether something in it is damaged, as far as this run knows.
+    pub fn is_damaged(&self) -> bool {
+        matches!(self.health, Health::Unread | Health::Damaged)
+    }
+
     fn count(&mut self, directory: &Directory) {
         let entries = directory.entries();
         self.records = entries.len() as u64;
@@ -81,10 +108,6 @@ impl PackInfo {
 struct Listed {
     info: PackInfo,
     visible: bool,
-    /// Something in it could not be read.
-    doubted: bool,
-    /// It counts as damaged only because it could not be read at the start.
-    unread: bool,
 }
 
 #[derive(Debug, Default)]
@@ -108,8 +131,6 @@ impl State {
         self.packs.push(Some(Listed {
             info,
             visible: true,
-            doubted: false,
-            unread: false,
         }));
         Ok(number)
     }
@@ -135,7 +156,7 @@ impl State {
             Some((number, info.clone()))
         });
         infos
-            .filter(|(_, info)| (info.closed || info.earlier) && !info.damaged)
+            .filter(|(_, info)| (info.closed || info.earlier) && !info.is_damaged())
             .collect()
     }
 
@@ -353,7 +374,7 @@ impl Index {
             file_len: cover.file_len,
             closed: cover.closed,
             earlier: true,
-            damaged: cover.damaged,
+            health: Health::of_damage(cover.damaged),
             records: 0,
             record_bytes: 0,
             plain_bytes: 0,
@@ -455,7 +476,10 @@ impl Index {
         let number = self.number(name);
         let mut state = self.state.write();
         if let Some(listed) = number.and_then(|number| state.listed(number)) {
-            listed.unread = !earlier.damaged;
+            listed.info.health = match earlier.damaged {
+                true => Health::Damaged,
+                false => Health::Unread,
+            };
         }
     }
 
@@ -561,14 +585,19 @@ impl Index {
     pub fn is_doubtful(&self, number: PackNumber) -> bool {
         let state = self.state.read();
         let listed = state.packs.get(number.0 as usize).and_then(Option::as_ref);
-        listed.is_none_or(|listed| listed.info.damaged || listed.doubted)
+        listed.is_none_or(|listed| listed.info.health != Health::Sound)
     }
 
     /// Notes that something in a pack could not be read, which may pass, or
     /// that all of it can.
     pub fn doubt(&self, number: PackNumber, doubted: bool) {
         if let Some(listed) = self.state.write().listed(number) {
-            listed.doubted = doubted;
+            let health = &mut listed.info.health;
+            *health = match (*health, doubted) {
+                (Health::Sound, true) => Health::Doubted,
+                (Health::Doubted, false) => Health::Sound,
+                (known, _) => known,
+            };
         }
     }
 
@@ -590,7 +619,7 @@ impl Index {
         }
         if let Some(info) = self.info(number)
             && info.closed
-            && !info.damaged
+            && !info.is_damaged()
             && self.glanced.lock().is_first(number)
             && let Some(entry) = self.glance(&info, id)
         {
@@ -645,7 +674,7 @@ impl Index {
                 Ok(self.cache(number, &info, value.directory))
             }
             Kept::Value(_) | Kept::Nothing => match self.reload(number) {
-                Err(error) if error.is_unreadable() && info.damaged => {
+                Err(error) if error.is_unreadable() && info.is_damaged() => {
                     let around = self.read_around(&info.name, info.file_len)?;
                     Ok(self.cache(number, &info, around))
                 }
@@ -768,8 +797,10 @@ impl Index {
             return Ok((directory, cover));
         };
         // Its directory may be whole while a record is known not to be.
-        cover.damaged |= listed.info.damaged && !listed.unread;
-        listed.info.damaged |= cover.damaged;
+        cover.damaged |= listed.info.health == Health::Damaged;
+        if cover.damaged {
+            listed.info.health = Health::Damaged;
+        }
         // Its writer may have published more of it while it was read, and
         // what the writer says is newer.
         if listed.info.file_len == info.file_len {
@@ -790,7 +821,7 @@ impl Index {
             file_len: 0,
             closed: false,
             earlier: false,
-            damaged: false,
+            health: Health::Sound,
             records: 0,
             record_bytes: 0,
             plain_bytes: 0,
@@ -817,7 +848,7 @@ impl Index {
             listed.info.file_len = file_len;
             listed.info.closed = closed;
             listed.info.count(directory);
-            let known = (listed.info.name, listed.info.damaged);
+            let known = (listed.info.name, listed.info.is_damaged());
             // Under the lock, so that nobody puts an older one in its place.
             self.directories
                 .insert(number.0, Arc::new(directory.clone()));
@@ -851,12 +882,11 @@ impl Index {
     pub fn mark_damaged(&self, number: PackNumber) {
         let info = {
             let mut state = self.state.write();
-            let fresh = |listed: &&mut Listed| !listed.info.damaged || listed.unread;
+            let fresh = |listed: &&mut Listed| listed.info.health != Health::Damaged;
             let Some(listed) = state.listed(number).filter(fresh) else {
                 return;
             };
-            listed.info.damaged = true;
-            listed.unread = false;
+            listed.info.health = Health::Damaged;
             listed.info.clone()
         };
         tracing::error!("pack {} is damaged", info.name);

@@ -192,7 +192,8 @@ impl Store {
             });
             report.layers += 1;
             // Else its files may be gone.
-            if self.needed_layers().contains(&layer.id) {
+            let is_wrong = log.is_err() || !ranges.is_empty();
+            if is_wrong && self.needed_layers().contains(&layer.id) {
                 why = why.or(log.err().map(|error| error.to_string()));
                 unread.insert(layer.id, ranges);
             }

@@ -12,7 +12,7 @@
 use crate::backend::Backend;
 use crate::chunk::{self, ChunkId, Keys, Kind};
 use crate::error::{Error, Result};
-use crate::index::{Index, PackNumber};
+use crate::index::{Health, Index, PackNumber};
 use crate::pack::{Entry, MAX_RECORDS, PackName, PackWriter, Stored};
 use parking_lot::{Mutex, RwLock};
 use quick_cache::sync::Cache;
@@ -224,7 +224,7 @@ impl ChunkStore {
                 return false;
             };
             let is_there = entry.is_some_and(|entry| entry.end() <= info.file_len);
-            is_there && !self.index.is_doubtful(number) && take(number)
+            is_there && info.health == Health::Sound && take(number)
         })
     }
 

@@ -215,7 +215,7 @@ impl SweepRun {
                 .store
                 .index
                 .info(*number)
-                .is_none_or(|info| info.damaged)
+                .is_none_or(|info| info.is_damaged())
             {
                 return Err(damaged_pack(info));
             }
@@ -247,7 +247,7 @@ impl SweepRun {
         }
         // Reading the directory may just have shown it.
         let info = index.info(number).unwrap_or(info.clone());
-        match info.damaged || directory.entries().len() as u64 != info.records {
+        match info.is_damaged() || directory.entries().len() as u64 != info.records {
             true => Err(damaged_pack(&info)),
             false => Ok((info, directory)),
         }

@@ -109,7 +109,7 @@ impl ChunkStore {
         }
         // What was found when it was opened, or read, and cannot be seen now.
         for (_, info) in self.index.packs() {
-            if info.damaged && !told.contains(&info.name) {
+            if info.is_damaged() && !told.contains(&info.name) {
                 report(Finding::Directory {
                     pack: info.name,
                     detail: "something in it was found damaged before".to_owned(),

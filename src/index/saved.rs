@@ -23,8 +23,8 @@
 //! only packs are listed that nobody appends to. A file that is damaged, of
 //! another format or of another store is no file.
 
-use super::PackInfo;
 use super::table::{SHARDS, Table, pack_of, renumbered};
+use super::{Health, PackInfo};
 use crate::pack::{PackName, is_sealed, seal, u32_at, u64_at};
 use std::fs::{self, File};
 use std::io::{self, BufReader, BufWriter, Read, Write};
@@ -102,7 +102,7 @@ fn decode_pack(frame: &[u8; FRAME_BYTES]) -> PackInfo {
         file_len: u64_at(frame, 24),
         closed: u32_at(frame, 56) & CLOSED != 0,
         earlier: true,
-        damaged: false,
+        health: Health::Sound,
         records: u64_at(frame, 32),
         record_bytes: u64_at(frame, 40),
         plain_bytes: u64_at(frame, 48),

@@ -323,7 +323,7 @@ fn a_damaged_pack_is_not_in_the_saved_table() -> Result<()> {
     let (index, _) = open(&backend, &dir)?;
     let is_damaged = |name: &PackName| {
         let number = index.number(name).expect("it is known");
-        index.info(number).is_some_and(|info| info.damaged)
+        index.info(number).is_some_and(|info| info.is_damaged())
     };
     assert!(is_damaged(&packs[0].0));
     assert!(!is_damaged(&packs[1].0));

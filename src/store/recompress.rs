@@ -93,7 +93,7 @@ impl Store {
         }
         let mut packs = self.chunks().index().packs();
         let apart = self.chunks().apart();
-        packs.retain(|(_, info)| info.closed && !info.damaged && !apart.contains(&info.name));
+        packs.retain(|(_, info)| info.closed && !info.is_damaged() && !apart.contains(&info.name));
         packs.sort_unstable_by_key(|(_, info)| info.name.epoch);
         let names: HashSet<PackName> = packs.iter().map(|(_, info)| info.name).collect();
         let settled = state.settled.get_or_insert_with(|| self.read_settled());

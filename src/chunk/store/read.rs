@@ -117,7 +117,10 @@ impl ChunkStore {
         let known = self.index.find(number, id).map_err(unread)?;
         let Some(entry) = known.filter(|entry| entry.kind == kind) else {
             // A fingerprint in common, or a record that was lost with others.
-            let damaged = self.index.info(number).is_some_and(|info| info.damaged);
+            let damaged = self
+                .index
+                .info(number)
+                .is_some_and(|info| info.is_damaged());
             return match damaged {
                 true => Err(ReadError::Damaged(format!(
                     "pack {}, which may have had it, is damaged",
@@ -192,7 +195,7 @@ impl ChunkStore {
     ) -> Result<()> {
         let mut look = Look::default();
         for number in self.index.candidates(&entry.id) {
-            let damaged = self.index.info(number).is_none_or(|info| info.damaged);
+            let damaged = self.index.info(number).is_none_or(|info| info.is_damaged());
             if without.contains(&number) || damaged {
                 continue;
             }

@@ -1,6 +1,8 @@
 use super::fixture::{CHUNK, Fixture, check, noise, put};
 use super::*;
+use crate::index::PackInfo;
 use crate::pack::{Entry, PackName};
+use std::ops::Range;
 
 fn ids_of(store: &ChunkStore, numbers: std::ops::Range<u64>) -> Vec<ChunkId> {
     numbers
@@ -339,29 +341,73 @@ fn damage_of_the_open_pack_is_found_and_never_handed_out() -> Result<()> {
     check(&store, 0..3)
 }
 
-/// A sector that the disk cannot read costs the records that are in it: the
-/// others are verified and copied to another pack.
-#[test]
-fn verify_and_salvage_go_on_behind_what_cannot_be_read() -> Result<()> {
-    for (part, closed) in [(0, true), (1, true), (2, true), (0, false), (1, false)] {
-        let mut fixture = Fixture::new();
+/// A part of a pack.
+#[derive(Clone, Copy, Debug)]
+enum Part {
+    /// Its header and first record.
+    Start,
+    Middle,
+    /// Its trailer, if it is closed.
+    End,
+}
+
+/// A pack of 60 records, the only one of its store, and where in it a sector
+/// may go bad.
+struct OnePack {
+    info: PackInfo,
+    entries: Vec<Entry>,
+    sector: Range<u64>,
+}
+
+impl OnePack {
+    fn new(fixture: &mut Fixture, part: Part, closed: bool) -> Result<(Arc<ChunkStore>, OnePack)> {
         let (store, _) = fixture.open()?;
-        let ids = put(&store, 0..60)?;
+        put(&store, 0..60)?;
         if closed {
             store.rotate()?;
         }
         let (store, _) = fixture.crash(store)?;
         let (number, info) = store.index().packs().remove(0);
         let entries = store.index().directory(number)?.by_offset();
-        // The header and the first record, one in the middle, the trailer.
-        let at = [0, entries[30].offset() + 5000, info.file_len - 64][part];
-        let block = at / 4096 * 4096..(at / 4096 + 1) * 4096;
-        let key = info.name.key();
-        fixture.backend.faults().unreadable = Some((key.clone(), block.clone()));
-        let is_lost = |entry: &Entry| entry.offset() < block.end && entry.end() > block.start;
+        let at = match part {
+            Part::Start => 0,
+            Part::Middle => entries[30].offset() + 5000,
+            Part::End => info.file_len - 64,
+        };
+        let sector = at / 4096 * 4096..(at / 4096 + 1) * 4096;
+        let pack = OnePack {
+            info,
+            entries,
+            sector,
+        };
+        Ok((store, pack))
+    }
+
+    fn is_in_sector(&self, entry: &Entry) -> bool {
+        entry.offset() < self.sector.end && entry.end() > self.sector.start
+    }
+}
+
+/// A sector that the disk cannot read costs the records that are in it: the
+/// others are verified and copied to another pack.
+#[test]
+fn verify_and_salvage_go_on_behind_what_cannot_be_read() -> Result<()> {
+    for (part, closed) in [
+        (Part::Start, true),
+        (Part::Middle, true),
+        (Part::End, true),
+        (Part::Start, false),
+        (Part::Middle, false),
+    ] {
+        let what = format!("{part:?}, closed {closed}");
+        let mut fixture = Fixture::new();
+        let (store, pack) = OnePack::new(&mut fixture, part, closed)?;
+        let entries = &pack.entries;
+        let key = pack.info.name.key();
+        fixture.backend.faults().unreadable = Some((key.clone(), pack.sector.clone()));
         let lost: Vec<u64> = entries
             .iter()
-            .filter(|entry| is_lost(entry))
+            .filter(|entry| pack.is_in_sector(entry))
             .map(Entry::offset)
             .collect();
 
@@ -371,37 +417,30 @@ fn verify_and_salvage_go_on_behind_what_cannot_be_read() -> Result<()> {
             Finding::Chunk { offset, .. } => Some(*offset),
             _ => None,
         });
-        assert_eq!(
-            named.collect::<Vec<u64>>(),
-            lost,
-            "{part}, {closed}: {findings:?}"
-        );
+        assert_eq!(named.collect::<Vec<u64>>(), lost, "{what}: {findings:?}");
         let unreadable = findings.iter().filter_map(|finding| match finding {
             Finding::PackUnreadable { detail, .. } => Some(detail.as_str()),
             _ => None,
         });
-        let wanted = format!("the 4096 bytes at {}: input/output error", block.start);
-        assert_eq!(
-            unreadable.collect::<Vec<&str>>(),
-            [wanted],
-            "{part}, {closed}"
+        let wanted = format!(
+            "the 4096 bytes at {}: input/output error",
+            pack.sector.start
         );
-        assert_eq!(verified.chunks as usize, ids.len() - lost.len());
+        assert_eq!(unreadable.collect::<Vec<&str>>(), [wanted], "{what}");
+        let left = entries.len() - lost.len();
+        assert_eq!(verified.chunks as usize, left, "{what}");
 
         let run = store.sweep_begin()?;
-        let salvaged = run.salvage(&[info.name])?;
-        assert_eq!(
-            salvaged.copied.len(),
-            ids.len() - lost.len(),
-            "{part}, {closed}"
-        );
+        let salvaged = run.salvage(&[pack.info.name])?;
+        assert_eq!(salvaged.copied.len(), left, "{what}");
         drop(salvaged);
         drop(run);
         // The rest of it goes, too.
         fixture.backend.tamper(&key, Vec::clear)?;
         fixture.backend.faults().unreadable = None;
-        for entry in &entries {
-            assert_eq!(store.get(entry.kind, &entry.id).is_err(), is_lost(entry));
+        for entry in entries {
+            let read = store.get(entry.kind, &entry.id);
+            assert_eq!(read.is_err(), pack.is_in_sector(entry), "{what}");
         }
     }
     Ok(())
@@ -411,41 +450,28 @@ fn verify_and_salvage_go_on_behind_what_cannot_be_read() -> Result<()> {
 /// the index and without, and what it hid is found once it can be read.
 #[test]
 fn a_pack_with_an_unreadable_sector_is_opened_around_it() -> Result<()> {
-    let (header, middle, end) = (0, 1, 2);
     for (part, closed, has_index, is_marked) in [
-        (header, true, true, true),
-        (end, true, true, true),
-        (middle, false, true, true),
-        (header, false, true, false),
-        (header, true, false, false),
-        (end, true, false, false),
-        (header, false, false, false),
-        (middle, false, false, false),
+        (Part::Start, true, true, true),
+        (Part::End, true, true, true),
+        (Part::Middle, false, true, true),
+        (Part::Start, false, true, false),
+        (Part::Start, true, false, false),
+        (Part::End, true, false, false),
+        (Part::Start, false, false, false),
+        (Part::Middle, false, false, false),
     ] {
-        let what = format!("{part}, closed {closed}, index {has_index}, marked {is_marked}");
+        let what = format!("{part:?}, closed {closed}, index {has_index}, marked {is_marked}");
         let mut fixture = Fixture::new();
-        let (store, _) = fixture.open()?;
-        put(&store, 0..60)?;
-        if closed {
-            store.rotate()?;
-        }
-        let (store, _) = fixture.crash(store)?;
-        let (number, info) = store.index().packs().remove(0);
-        let entries = store.index().directory(number)?.by_offset();
-        let at = [0, entries[30].offset() + 5000, info.file_len - 64][part];
-        let block = at / 4096 * 4096..(at / 4096 + 1) * 4096;
-        let rotten = entries[40];
-        let is_lost = |entry: &Entry| {
-            let overlaps = entry.offset() < block.end && entry.end() > block.start;
-            overlaps || is_marked && entry.id == rotten.id
-        };
-        let key = info.name.key();
+        let (store, pack) = OnePack::new(&mut fixture, part, closed)?;
+        let rotten = pack.entries[40];
+        let is_rotten = |entry: &Entry| is_marked && entry.id == rotten.id;
+        let key = pack.info.name.key();
         if is_marked {
             let at = rotten.offset() as usize + 500;
             fixture.backend.tamper(&key, |bytes| bytes[at] ^= 1)?;
             assert!(store.get(rotten.kind, &rotten.id).is_err());
         }
-        fixture.backend.faults().unreadable = Some((key.clone(), block.clone()));
+        fixture.backend.faults().unreadable = Some((key, pack.sector.clone()));
         // Which may pass: it is in nobody's memory afterwards.
         store.verify(&|_, _| (), &mut |_| ())?;
         store.close()?;
@@ -455,15 +481,12 @@ fn a_pack_with_an_unreadable_sector_is_opened_around_it() -> Result<()> {
         }
         let (store, opened) = fixture.open()?;
         let damaged = opened.findings.iter().any(Finding::is_damage);
-        assert_eq!(
-            damaged,
-            is_marked || !has_index,
-            "{what}: {:?}",
-            opened.findings
-        );
-        for entry in &entries {
+        let findings = &opened.findings;
+        assert_eq!(damaged, is_marked || !has_index, "{what}: {findings:?}");
+        for entry in &pack.entries {
             let read = store.get(entry.kind, &entry.id);
-            assert_eq!(read.is_err(), is_lost(entry), "{what}: {entry:?}");
+            let is_lost = pack.is_in_sector(entry) || is_rotten(entry);
+            assert_eq!(read.is_err(), is_lost, "{what}: {entry:?}");
         }
         // Nothing is deleted on the word of it.
         let swept = store
@@ -471,9 +494,9 @@ fn a_pack_with_an_unreadable_sector_is_opened_around_it() -> Result<()> {
             .finish(&|_, _| !damaged, false, &|| true);
         assert_eq!(swept.is_err(), damaged, "{what}");
         fixture.backend.faults().unreadable = None;
-        for entry in &entries {
-            let is_lost = is_marked && entry.id == rotten.id;
-            assert_eq!(store.get(entry.kind, &entry.id).is_err(), is_lost, "{what}");
+        for entry in &pack.entries {
+            let read = store.get(entry.kind, &entry.id);
+            assert_eq!(read.is_err(), is_rotten(entry), "{what}");
         }
     }
     Ok(())
