@@ -51,21 +51,14 @@ pub struct PackNumber(u32);
 pub enum Health {
     /// Nothing is known against it.
     Sound,
-    /// Something in it could not be read in this run, which may pass.
+    /// Something in it could not be read, which may pass: no dedupe hit until
+    /// all of it has been read.
     Doubted,
-    /// It could not be read when the store was opened: damaged for this run.
+    /// It could not be read when the store was opened: damaged in this run,
+    /// doubted afterwards.
     Unread,
     /// Something in it is not as it was written: damaged for good.
     Damaged,
-}
-
-impl Health {
-    fn of_damage(damaged: bool) -> Health {
-        match damaged {
-            true => Health::Damaged,
-            false => Health::Sound,
-        }
-    }
 }
 
 /// What is known of a pack without its directory.
@@ -148,7 +141,7 @@ impl State {
     }
 
     /// The packs whose chunks are all in the table for good, with their
-    /// numbers: nobody appends to them, and nothing is wrong with them.
+    /// numbers: nobody appends to them, and nothing is known against them.
     fn settled(&self) -> Vec<(u32, PackInfo)> {
         let listed = (0..).zip(&self.packs);
         let infos = listed.filter_map(|(number, listed)| {
@@ -156,7 +149,7 @@ impl State {
             Some((number, info.clone()))
         });
         infos
-            .filter(|(_, info)| (info.closed || info.earlier) && !info.is_damaged())
+            .filter(|(_, info)| (info.closed || info.earlier) && info.health == Health::Sound)
             .collect()
     }
 
@@ -205,8 +198,8 @@ struct Earlier {
     len: u64,
     /// So many of them were on disk once.
     synced: u64,
-    /// Damage was seen, in its records if its directory does not show it.
-    damaged: bool,
+    /// What was seen of it, in its records if its directory does not show it.
+    health: Health,
     /// What sled has of a file of that length.
     kept: Option<db::Value>,
 }
@@ -318,16 +311,16 @@ impl Index {
             let mut earlier = Earlier {
                 len,
                 synced: synced.get(&name).copied().unwrap_or(0),
-                damaged: false,
+                health: Health::Sound,
                 kept: None,
             };
             if let Kept::Value(value) = index.db.get(&name) {
-                if value.cover.file_len == len && !value.cover.damaged {
+                if value.cover.file_len == len && value.cover.health != Health::Damaged {
                     index.learn(name, value.cover, &value.directory)?;
                     continue;
                 }
                 earlier.synced = earlier.synced.max(value.cover.file_len);
-                earlier.damaged = value.cover.damaged;
+                earlier.health = value.cover.health;
                 earlier.kept = Some(value).filter(|value| value.cover.file_len == len);
             }
             index.rebuild(name, &earlier, &mut opened.findings)?;
@@ -352,7 +345,9 @@ impl Index {
         let all = self.db.each(|name, value| match (packs.get(&name), value) {
             (None, _) => gone.push(name),
             (Some(len), Some(value))
-                if value.cover.file_len == *len && !value.cover.damaged && outcome.is_ok() =>
+                if value.cover.file_len == *len
+                    && value.cover.health != Health::Damaged
+                    && outcome.is_ok() =>
             {
                 outcome = self.learn(name, value.cover, &value.directory);
             }
@@ -374,7 +369,7 @@ impl Index {
             file_len: cover.file_len,
             closed: cover.closed,
             earlier: true,
-            health: Health::of_damage(cover.damaged),
+            health: cover.health,
             records: 0,
             record_bytes: 0,
             plain_bytes: 0,
@@ -431,10 +426,13 @@ impl Index {
         let cover = Cover {
             file_len: len,
             closed: contents.closed,
-            damaged: earlier.damaged || damage.iter().any(Finding::is_damage),
+            health: match damage.iter().any(Finding::is_damage) {
+                true => Health::Damaged,
+                false => earlier.health,
+            },
         };
         findings.append(&mut damage);
-        if earlier.damaged {
+        if earlier.health == Health::Damaged {
             tracing::error!("pack {name} is damaged");
         }
         self.learn(name, cover, &contents.directory)?;
@@ -446,14 +444,17 @@ impl Index {
     /// what was known of it, or else what is around what cannot be read.
     /// Whoever looks for a chunk that this lacks tries again.
     fn learn_unreadable(&self, name: PackName, earlier: &Earlier) -> Result<()> {
+        // In the next run it may be read.
+        let health = match earlier.health {
+            Health::Damaged => Health::Damaged,
+            _ => Health::Unread,
+        };
         if let Some(kept) = &earlier.kept {
             let cover = Cover {
-                damaged: true,
+                health,
                 ..kept.cover
             };
-            self.learn(name, cover, &kept.directory)?;
-            self.note_unread(&name, earlier);
-            return Ok(());
+            return self.learn(name, cover, &kept.directory);
         }
         let around = self.read_around(&name, earlier.len);
         let directory = around.unwrap_or_else(|error| {
@@ -463,24 +464,9 @@ impl Index {
         let cover = Cover {
             file_len: earlier.len,
             closed: false,
-            damaged: true,
+            health,
         };
-        self.learn(name, cover, &directory)?;
-        self.note_unread(&name, earlier);
-        Ok(())
-    }
-
-    /// What cannot be read now may be read in the next run: unless damage was
-    /// seen before, that is forgotten.
-    fn note_unread(&self, name: &PackName, earlier: &Earlier) {
-        let number = self.number(name);
-        let mut state = self.state.write();
-        if let Some(listed) = number.and_then(|number| state.listed(number)) {
-            listed.info.health = match earlier.damaged {
-                true => Health::Damaged,
-                false => Health::Unread,
-            };
-        }
+        self.learn(name, cover, &directory)
     }
 
     /// What a pack holds around what cannot be read.
@@ -580,24 +566,57 @@ impl Index {
     }
 
     /// Whether what a pack has may be what cannot be had: something in it was
-    /// found to be other than it was written, or could not be read in this
-    /// run.
+    /// found to be other than it was written, or could not be read.
     pub fn is_doubtful(&self, number: PackNumber) -> bool {
         let state = self.state.read();
         let listed = state.packs.get(number.0 as usize).and_then(Option::as_ref);
         listed.is_none_or(|listed| listed.info.health != Health::Sound)
     }
 
-    /// Notes that something in a pack could not be read, which may pass, or
-    /// that all of it can.
-    pub fn doubt(&self, number: PackNumber, doubted: bool) {
-        if let Some(listed) = self.state.write().listed(number) {
-            let health = &mut listed.info.health;
-            *health = match (*health, doubted) {
-                (Health::Sound, true) => Health::Doubted,
-                (Health::Doubted, false) => Health::Sound,
-                (known, _) => known,
-            };
+    /// Notes, for later runs, too, that something in a pack could not be
+    /// read, which may pass: what is put again is stored again.
+    pub fn doubt(&self, number: PackNumber) {
+        if self.change_health(number, |health| *health == Health::Sound, Health::Doubted) {
+            self.keep_health(number);
+        }
+    }
+
+    /// Takes back that a pack is in doubt, in memory, before all of it is
+    /// read; what is in doubt afterwards has to be kept.
+    pub fn trust(&self, number: PackNumber) -> bool {
+        self.change_health(number, |health| *health == Health::Doubted, Health::Sound)
+    }
+
+    fn change_health(
+        &self,
+        number: PackNumber,
+        from: impl Fn(&Health) -> bool,
+        to: Health,
+    ) -> bool {
+        let mut state = self.state.write();
+        let health = state.listed(number).map(|listed| &mut listed.info.health);
+        let health = health.filter(|health| from(health));
+        health.map(|health| *health = to).is_some()
+    }
+
+    /// Puts what is known of a pack's health into sled, for the next run: its
+    /// directory does not show it.
+    pub fn keep_health(&self, number: PackNumber) {
+        self.distrust_saved();
+        let Some(info) = self.info(number) else {
+            return;
+        };
+        match self.directory(number) {
+            Ok(directory) => {
+                let cover = Cover {
+                    file_len: info.file_len,
+                    closed: info.closed,
+                    health: info.health,
+                };
+                self.db.put(&info.name, &directory, cover);
+                self.db.flush();
+            }
+            Err(error) => tracing::warn!("pack {}: {error}", info.name),
         }
     }
 
@@ -764,7 +783,10 @@ impl Index {
         let mut cover = Cover {
             file_len: info.file_len,
             closed: contents.closed,
-            damaged: contents.findings.iter().any(Finding::is_damage),
+            health: match contents.findings.iter().any(Finding::is_damage) {
+                true => Health::Damaged,
+                false => Health::Sound,
+            },
         };
         for finding in &contents.findings {
             tracing::warn!("{finding}");
@@ -783,11 +805,11 @@ impl Index {
                 .copied()
                 .collect();
             if !lost.is_empty() {
-                cover.damaged = true;
+                cover.health = Health::Damaged;
                 directory = Directory::new([directory.entries(), &lost].concat());
             }
         }
-        if cover.damaged {
+        if cover.health == Health::Damaged {
             self.distrust_saved();
         }
         self.unsaved.fetch_add(1, Ordering::Relaxed);
@@ -797,9 +819,9 @@ impl Index {
             return Ok((directory, cover));
         };
         // Its directory may be whole while a record is known not to be.
-        cover.damaged |= listed.info.health == Health::Damaged;
-        if cover.damaged {
-            listed.info.health = Health::Damaged;
+        match cover.health {
+            Health::Damaged => listed.info.health = Health::Damaged,
+            _ => cover.health = listed.info.health,
         }
         // Its writer may have published more of it while it was read, and
         // what the writer says is newer.
@@ -839,7 +861,7 @@ impl Index {
         file_len: u64,
         closed: bool,
     ) {
-        let (name, damaged) = {
+        let (name, health) = {
             let mut state = self.state.write();
             state.insert(number.0, fresh);
             let Some(listed) = state.listed(number) else {
@@ -848,7 +870,7 @@ impl Index {
             listed.info.file_len = file_len;
             listed.info.closed = closed;
             listed.info.count(directory);
-            let known = (listed.info.name, listed.info.is_damaged());
+            let known = (listed.info.name, listed.info.health);
             // Under the lock, so that nobody puts an older one in its place.
             self.directories
                 .insert(number.0, Arc::new(directory.clone()));
@@ -857,7 +879,7 @@ impl Index {
         let cover = Cover {
             file_len,
             closed,
-            damaged,
+            health,
         };
         self.unsaved
             .fetch_add(fresh.len() as u64 + u64::from(closed), Ordering::Relaxed);
@@ -880,29 +902,12 @@ impl Index {
     /// Notes that something in a pack is not as it was written: nothing put
     /// later is taken for being there, and no sweep goes by it.
     pub fn mark_damaged(&self, number: PackNumber) {
-        let info = {
-            let mut state = self.state.write();
-            let fresh = |listed: &&mut Listed| listed.info.health != Health::Damaged;
-            let Some(listed) = state.listed(number).filter(fresh) else {
-                return;
-            };
-            listed.info.health = Health::Damaged;
-            listed.info.clone()
-        };
-        tracing::error!("pack {} is damaged", info.name);
-        self.distrust_saved();
-        // The next run would take it for sound: its directory is.
-        match self.directory(number) {
-            Ok(directory) => {
-                let cover = Cover {
-                    file_len: info.file_len,
-                    closed: info.closed,
-                    damaged: true,
-                };
-                self.db.put(&info.name, &directory, cover);
-                self.db.flush();
+        let is_news = |health: &Health| *health != Health::Damaged;
+        if self.change_health(number, is_news, Health::Damaged) {
+            if let Some(info) = self.info(number) {
+                tracing::error!("pack {} is damaged", info.name);
             }
-            Err(error) => tracing::warn!("pack {}: {error}", info.name),
+            self.keep_health(number);
         }
     }
 

@@ -51,10 +51,11 @@
 //!    again. The right id with wrong bytes is damage: try another copy, else
 //!    an error for that range; never zeros, never wrong bytes.
 //! 5. The index may be lost or stale at any moment. A dedupe hit counts only
-//!    if its pack is there and the record lies in what was synced of it;
-//!    recovery syncs a pack and its name before it trusts it and never
-//!    appends to an earlier run's. Nothing is deleted because the index lacks it; an error
-//!    of the index' database drops the database, never an operation.
+//!    if its pack is there, nothing in it was found damaged or unreadable, and
+//!    the record lies in what was synced of it; recovery syncs a pack and its
+//!    name before it trusts it and never appends to an earlier run's. Nothing
+//!    is deleted because the index lacks it; an error of the index' database
+//!    drops the database, never an operation.
 //! 6. A failed sync, and a failed write but for lack of room, is final: a
 //!    layer's ends its disk's service, a pack's ends sealing and deletion
 //!    while reads and writes go on. It is never retried into success;

@@ -34,7 +34,7 @@ impl ChunkStore {
             let number = pack.and_then(|pack| self.index.number(&pack));
             match number {
                 // It may be read the next time.
-                Some(number) if is_unread => self.index.doubt(number, true),
+                Some(number) if is_unread => self.index.doubt(number),
                 Some(number) => self.index.mark_damaged(number),
                 None => {}
             }
@@ -76,10 +76,9 @@ impl ChunkStore {
                 }
                 None => self.readable_len(&name, open).min(found),
             };
-            if let Some(number) = self.index.number(&name) {
-                // What is wrong with it is found now.
-                self.index.doubt(number, false);
-            }
+            // What is wrong with it is found now.
+            let number = self.index.number(&name);
+            let doubted = number.filter(|number| self.index.trust(*number));
             let mut found_in_it = Vec::new();
             match self.verify_pack(&name, len, fixed.is_none(), &mut |finding| {
                 found_in_it.push(finding);
@@ -97,6 +96,9 @@ impl ChunkStore {
             let is_unread = found_in_it.iter().any(unread);
             for finding in found_in_it {
                 findings(finding, is_unread);
+            }
+            if let Some(number) = doubted {
+                self.index.keep_health(number);
             }
             verified.packs += 1;
             verified.bytes += found;

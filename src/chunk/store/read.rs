@@ -95,7 +95,7 @@ impl ChunkStore {
     fn mark(&self, number: PackNumber, error: &ReadError) {
         match error {
             ReadError::Damaged(_) => self.index.mark_damaged(number),
-            ReadError::Io(error) if error.is_unreadable() => self.index.doubt(number, true),
+            ReadError::Io(error) if error.is_unreadable() => self.index.doubt(number),
             ReadError::Io(_) | ReadError::Stale(_) => {}
         }
     }

@@ -530,6 +530,42 @@ fn what_passed_since_the_start_is_no_damage_after_the_next() -> Result<()> {
     check(&store, 0..10)
 }
 
+/// What could be read again, all of it, is a dedupe hit again, in this run and
+/// in the next.
+#[test]
+fn what_can_be_read_again_is_trusted_again() -> Result<()> {
+    let mut fixture = Fixture::new();
+    let (store, _) = fixture.open()?;
+    let ids = put(&store, 0..10)?;
+    store.rotate()?;
+    let (_, info) = store.index().packs().remove(0);
+    let sector = Some((info.name.key(), 0..4096));
+    fixture.backend.faults().unreadable = sector.clone();
+    assert!(ids.iter().any(|id| store.get(Kind::Data, id).is_err()));
+    let (store, _) = fixture.crash(store)?;
+    fixture.backend.faults().unreadable = None;
+    let packs = fixture.backend.packs().len();
+    // Reading some of it, and a start, prove nothing.
+    check(&store, 3..6)?;
+    let (store, _) = fixture.crash(store)?;
+    let is_doubtful = |store: &ChunkStore| {
+        let number = store.index().number(&info.name).expect("it is there");
+        store.index().is_doubtful(number)
+    };
+    assert!(is_doubtful(&store));
+    fixture.backend.faults().unreadable = sector;
+    store.verify(&|_, _| (), &mut |_| ())?;
+    assert!(is_doubtful(&store));
+    fixture.backend.faults().unreadable = None;
+    store.verify(&|_, _| (), &mut |finding| panic!("{finding}"))?;
+    assert!(!is_doubtful(&store));
+    let (store, _) = fixture.crash(store)?;
+    assert!(!is_doubtful(&store));
+    put(&store, 0..10)?;
+    assert_eq!(fixture.backend.packs().len(), packs);
+    Ok(())
+}
+
 /// A chunk that cannot be read is stored again when its bytes are written
 /// again, also after a restart: it is no dedupe hit.
 #[test]
@@ -540,6 +576,8 @@ fn what_cannot_be_read_is_stored_again() -> Result<()> {
         (false, false, false),
         (false, true, false),
         (true, true, true),
+        (true, false, true),
+        (false, false, true),
     ] {
         let what = format!("closed {closed}, flipped {is_flipped}, restarts {restarts}");
         let mut fixture = Fixture::new();
