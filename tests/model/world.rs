@@ -410,7 +410,11 @@ impl World {
             0..=8 => (self.write(&name), nothing),
             9 | 10 => (self.punch(&name), nothing),
             11 | 12 => (self.truncate(&name), nothing),
-            13..=15 => (self.copy(&name), nothing),
+            13..=15 if self.random.below(6) == 0 => self.clone_disk(),
+            13..=15 => {
+                let is_whole = self.random.below(4) == 0;
+                (self.copy(&name, is_whole), nothing)
+            }
             16..=18 => ("flush", self.flush(&name)),
             19 => (self.read(&name), nothing),
             20 if self.random.below(3) == 0 => (self.verify_now(), nothing),
@@ -502,8 +506,23 @@ impl World {
         "truncate"
     }
 
-    /// Copies from some disk or snapshot, aligned or not.
-    fn copy(&mut self, name: &str) -> &'static str {
+    /// Copies all of some disk or snapshot to a new disk.
+    fn clone_disk(&mut self) -> (&'static str, UnderWay) {
+        if self.disks.len() > 3 {
+            return ("clone", self.nothing());
+        }
+        let under_way = self.create();
+        if self.failed || self.files.is_stopped() {
+            return ("create", under_way);
+        }
+        let name = format!("disk{}", self.counter);
+        self.copy(&name, true);
+        ("clone", UnderWay::Nothing)
+    }
+
+    /// Copies from some disk or snapshot: all of it, or a part, aligned or
+    /// not.
+    fn copy(&mut self, name: &str, is_whole: bool) -> &'static str {
         let from_name = Self::pick(&mut self.random, self.disks.keys()).expect("there are disks");
         let from_disk = self.disk(&from_name);
         let expected = &self.disks[&from_name];
@@ -522,6 +541,7 @@ impl World {
             }
         };
         let (from, to) = match self.random.below(3) {
+            _ if is_whole => (0, 0),
             0 => (0, 0),
             1 => {
                 let chunk = self.random.below(MAX / CHUNK) * CHUNK;
@@ -532,10 +552,18 @@ impl World {
                 position(&mut self.random, MAX),
             ),
         };
-        let len = position(&mut self.random, MAX)
-            .min(MAX - to)
-            .min(MAX - from);
+        let len = match is_whole {
+            true => MAX,
+            false => position(&mut self.random, MAX),
+        };
+        let len = len.min(MAX - to).min(MAX - from);
         let len = len.min((bytes.len() as u64).saturating_sub(from));
+        // The nothing before the vector as well; of a live image it may be
+        // copied byte by byte.
+        let before = match source {
+            Source::Snapshot(..) if is_whole => self.base,
+            _ => 0,
+        };
         let same = from_name == name && matches!(source, Source::Live(_));
         if len == 0 || (same && from < to + len && to < from + len) {
             self.idle = true;
@@ -544,22 +572,25 @@ impl World {
         let disk = self.disk(name);
         let mut copied = 0;
         self.note(format_args!(
-            "{name}: copy {from} to {to} +{len} from {from_name}"
+            "{name}: copy {from} to {to} +{len} from {from_name}, and {before} before it"
         ));
-        while copied < len {
-            let (at, part) = (from + copied, to + copied);
-            let (source_at, target_at) = (self.base + at, self.base + part);
-            let outcome = disk.copy_range(&source, source_at, target_at, len - copied);
-            let Some(step) = self.done("a copy", outcome) else {
-                // Any part of the rest may have been copied.
-                let rest = bytes[at as usize..(from + len) as usize].to_vec();
-                self.image(name).write(part as usize, &rest);
-                return "copy";
-            };
-            assert!(step > 0, "a copy ends at the source's end only");
-            let data = bytes[at as usize..(at + step) as usize].to_vec();
-            self.image(name).write(part as usize, &data);
-            copied += step;
+        while copied < before + len {
+            let (source_at, target_at) = (self.base + from + copied, self.base + to + copied);
+            let outcome = disk.copy_range(
+                &source,
+                source_at - before,
+                target_at - before,
+                before + len - copied,
+            );
+            let outcome = self.done("a copy", outcome);
+            // Else any part of the rest may have been copied.
+            let end = outcome.map_or(before + len, |step| copied + step);
+            assert!(end > copied, "a copy ends at the source's end only");
+            let first = copied.saturating_sub(before);
+            let data =
+                &bytes[(from + first) as usize..(from + end.saturating_sub(before)) as usize];
+            self.image(name).write((to + first) as usize, data);
+            copied = end;
         }
         "copy"
     }
