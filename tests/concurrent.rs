@@ -2,11 +2,13 @@
 //! instant, nothing in it ever changes, and nothing that was acknowledged is
 //! lost (invariants 2, 4, 8).
 //!
-//! Method: writers, readers, takers, deleters, cloners, gc and verify on one
-//! store, each as fast as it can. Every sector says which write of it made
-//! it what it is. What a snapshot may show of a sector is bounded by the
-//! writes that had returned before it was asked for and those that had begun
-//! when it was there. `SNAPDISK_CONCURRENT_WRITES` sets for how many writes
+//! Method: writers, readers of disks and of snapshots, takers (of groups,
+//! too), renamers, deleters, cloners, gc and verify on one store, each as fast
+//! as it can, and beside them a disk that is rolled back. Every sector says
+//! which write of it made it what it is. What a snapshot, or a read, may show
+//! of a sector is bounded by the writes that had returned before it was asked
+//! for and those that had begun when it was there.
+//! `SNAPDISK_CONCURRENT_WRITES` sets for how many writes
 //! a writer goes on. Then the same on files that lose what was not synced
 //! (`common/faulty.rs`): the power fails in the middle of it, again and again
 //! (`SNAPDISK_CONCURRENT_CRASHES`), and what was acknowledged must be there.
@@ -16,13 +18,14 @@ mod common;
 use common::bytes::Random;
 use common::env_number;
 use common::faulty::FaultyFiles;
-use common::library::{CHUNK, assert_store_sound, make, memory_dir, new_files, open_files};
+use common::library::{CHUNK, OWNER, assert_store_sound, make, memory_dir, new_files, open_files};
 use snapdisk::disk::{Disk, Source, Wait};
 use snapdisk::error::{Error, Result};
+use snapdisk::events::By;
 use snapdisk::name::SnapshotName;
 use snapdisk::progress::Quiet;
 use snapdisk::store::{self, InitOptions, Options, Store};
-use std::collections::{BTreeMap, HashSet};
+use std::collections::{BTreeMap, BTreeSet, HashSet, VecDeque};
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, OnceLock};
@@ -90,6 +93,27 @@ impl Tested {
         sectors.flat_map(|(at, v)| self.sector(at, *v)).collect()
     }
 
+    /// Panics unless a read of some sectors from `first` on shows what was
+    /// written by the writes `least` to `most` of each. One that is written
+    /// meanwhile may be torn where the kernel copies, at 8 bytes.
+    fn check_live(&self, first: usize, bytes: &[u8], least: &[u64], most: &[u64]) {
+        for (at, found) in (first..).zip(bytes.chunks_exact(SECTOR)) {
+            let versions = least[at]..=most[at];
+            let wanted: Vec<[u8; SECTOR]> = versions.map(|v| self.sector(at, v)).collect();
+            for (word, found) in found.chunks_exact(8).enumerate() {
+                let is_there = |sector: &[u8; SECTOR]| sector[word * 8..word * 8 + 8] == *found;
+                assert!(
+                    wanted.iter().any(is_there),
+                    "word {word} of sector {at} of disk {} is of none of the writes {} to {}: \
+                     {found:02x?}",
+                    self.number,
+                    least[at],
+                    most[at]
+                );
+            }
+        }
+    }
+
     fn note_safe(&self, versions: &[u64]) {
         for (safe, version) in self.safe.iter().zip(versions) {
             safe.fetch_max(*version, Ordering::SeqCst);
@@ -107,11 +131,22 @@ struct Taken {
     name: String,
     least: Vec<u64>,
     most: Vec<u64>,
-    /// What it showed first.
-    shown: OnceLock<blake3::Hash>,
+    /// What it showed first, whatever its name was then.
+    shown: Arc<OnceLock<blake3::Hash>>,
 }
 
 impl Taken {
+    /// What was asked for when the writes `least` had returned, and is there.
+    fn new(disk: &Arc<Tested>, name: &str, least: Vec<u64>) -> Arc<Taken> {
+        Arc::new(Taken {
+            disk: disk.clone(),
+            name: name.to_owned(),
+            most: Tested::versions(&disk.begun),
+            least,
+            shown: Arc::default(),
+        })
+    }
+
     fn read(&self) -> Result<Vec<u8>> {
         let disk = &self.disk.disk;
         let snapshot = disk.snapshot(&self.name).ok_or_else(|| Error::Missing {
@@ -141,6 +176,74 @@ impl Taken {
     }
 }
 
+/// A disk that one thread alone changes, and what it should hold.
+struct Rolled {
+    disk: Arc<Disk>,
+    live: Vec<u8>,
+    kept: BTreeMap<String, Vec<u8>>,
+}
+
+impl Rolled {
+    fn new(store: &Arc<Store>) -> Rolled {
+        let disk = make(store, "rolled").expect("a disk");
+        let live = vec![0; SECTORS * SECTOR];
+        disk.truncate(live.len() as u64, false).expect("its size");
+        Rolled {
+            disk,
+            live,
+            kept: BTreeMap::new(),
+        }
+    }
+
+    fn any(&self, random: &mut Random) -> Option<String> {
+        let at = random.below(self.kept.len() as u64) as usize;
+        self.kept.keys().nth(at).cloned()
+    }
+
+    fn write(&mut self, random: &mut Random) -> Result<()> {
+        let len = 1 + random.below(64 * SECTOR as u64) as usize;
+        let at = random.below((self.live.len() - len) as u64) as usize;
+        let bytes: Vec<u8> = (0..len).map(|_| random.next() as u8).collect();
+        self.disk.write(at as u64, &bytes, Wait::Yes)?.waited();
+        self.live[at..at + len].copy_from_slice(&bytes);
+        Ok(())
+    }
+
+    fn take(&mut self, name: &str) -> Result<()> {
+        let parsed = SnapshotName::parse(name.as_ref()).expect("a name");
+        self.disk.take_snapshot(parsed)?;
+        self.kept.insert(name.to_owned(), self.live.clone());
+        Ok(())
+    }
+
+    fn roll_back(&mut self, target: &str, discard: bool) -> Result<()> {
+        if let Some(name) = self.disk.rollback(target, discard)? {
+            self.kept.insert(name, self.live.clone());
+        }
+        self.live.clone_from(&self.kept[target]);
+        Ok(())
+    }
+
+    fn delete(&mut self, name: &str) -> Result<()> {
+        self.disk.delete_snapshot(name)?;
+        self.kept.remove(name);
+        Ok(())
+    }
+
+    fn check(&self) {
+        let mut bytes = vec![0xaa; self.live.len()];
+        let read = self.disk.read(0, &mut bytes, Wait::Yes);
+        assert_eq!(read.expect("the live image").waited(), bytes.len());
+        assert!(bytes == self.live, "the disk that is rolled back");
+        for (name, kept) in &self.kept {
+            let snapshot = self.disk.snapshot(name).expect("it was taken");
+            let read = self.disk.read_snapshot(&snapshot, 0, &mut bytes, Wait::Yes);
+            assert_eq!(read.expect("a snapshot").waited(), bytes.len());
+            assert!(bytes == *kept, "{name} of the disk that is rolled back");
+        }
+    }
+}
+
 /// How often each thing was done.
 type Counts = Mutex<BTreeMap<&'static str, u64>>;
 
@@ -148,7 +251,10 @@ struct World {
     store: Arc<Store>,
     disks: Vec<Arc<Tested>>,
     taken: Mutex<Vec<Arc<Taken>>>,
-    /// Being taken or deleted when the power failed: they may be there.
+    /// Members of groups, of every disk one.
+    groups: Mutex<VecDeque<Vec<Arc<Taken>>>>,
+    rolled: Mutex<Rolled>,
+    /// Being taken, renamed or deleted when the power failed: they may be there.
     unsure: Mutex<Vec<Arc<Taken>>>,
     /// Where the power may fail.
     files: Option<FaultyFiles>,
@@ -162,8 +268,10 @@ impl World {
     fn new(store: Arc<Store>, files: Option<FaultyFiles>) -> World {
         World {
             disks: (0..DISKS).map(|n| Tested::new(&store, n)).collect(),
+            rolled: Mutex::new(Rolled::new(&store)),
             store,
             taken: Mutex::default(),
+            groups: Mutex::default(),
             unsure: Mutex::default(),
             files,
             counts: Counts::default(),
@@ -192,6 +300,18 @@ impl World {
             .expect("no panic with it")
             .entry(what)
             .or_default() += 1;
+    }
+
+    fn name(&self, prefix: &str) -> String {
+        format!("{prefix}{}", self.names.fetch_add(1, Ordering::SeqCst))
+    }
+
+    /// Snapshots that are there, those of groups as well.
+    fn all_taken(&self) -> Vec<Arc<Taken>> {
+        let mut all = self.taken.lock().expect("no panic with it").clone();
+        let groups = self.groups.lock().expect("no panic with it");
+        all.extend(groups.iter().flatten().cloned());
+        all
     }
 
     fn goes_on(&self) -> bool {
@@ -263,17 +383,11 @@ impl World {
             thread::yield_now();
             return;
         }
-        let name = format!("s{}", self.names.fetch_add(1, Ordering::SeqCst) + 10);
+        let name = self.name("s");
         let parsed = SnapshotName::parse(name.as_ref()).expect("a name");
         let least = Tested::versions(&tested.done);
         let done = self.lives(&name, tested.disk.take_snapshot(parsed));
-        let taken = Arc::new(Taken {
-            disk: tested.clone(),
-            name,
-            most: Tested::versions(&tested.begun),
-            least,
-            shown: OnceLock::new(),
-        });
+        let taken = Taken::new(tested, &name, least);
         if done.is_none() {
             self.unsure.lock().expect("no panic with it").push(taken);
             return;
@@ -281,6 +395,114 @@ impl World {
         tested.note_safe(&taken.least);
         self.taken.lock().expect("no panic with it").push(taken);
         self.count("take");
+    }
+
+    /// Takes a group, and deletes an earlier one.
+    fn group(&self, random: &mut Random) {
+        let name = self.name("g");
+        let parsed = SnapshotName::parse(name.as_ref()).expect("a name");
+        let disks = self.disks.iter().map(|tested| tested.disk.clone());
+        let disks: Vec<Arc<Disk>> = disks.collect();
+        let least = self
+            .disks
+            .iter()
+            .map(|tested| Tested::versions(&tested.done));
+        let least: Vec<Vec<u64>> = least.collect();
+        let done = self.lives(&name, self.store.take_group(parsed, Some(disks), OWNER));
+        let members = self.disks.iter().zip(least);
+        let members = members.map(|(tested, least)| Taken::new(tested, &name, least));
+        let members: Vec<Arc<Taken>> = members.collect();
+        if done.is_none() {
+            return self
+                .unsure
+                .lock()
+                .expect("no panic with it")
+                .extend(members);
+        }
+        for taken in &members {
+            taken.disk.note_safe(&taken.least);
+            match taken.read() {
+                Ok(bytes) => taken.check(&bytes),
+                Err(error) => {
+                    self.lives::<()>(&taken.name, Err(error));
+                }
+            }
+        }
+        self.count("take a group");
+        let mut groups = self.groups.lock().expect("no panic with it");
+        groups.push_back(members);
+        if groups.len() as u64 > 1 + random.below(5)
+            && let Some(members) = groups.pop_front()
+        {
+            let deleted = self.store.delete_group(&members[0].name, &By::Store);
+            if self.lives(&members[0].name, deleted).is_none() {
+                return self
+                    .unsure
+                    .lock()
+                    .expect("no panic with it")
+                    .extend(members);
+            }
+            self.count("delete a group");
+        }
+    }
+
+    fn read_live(&self, random: &mut Random) {
+        let tested = &self.disks[random.below(DISKS as u64) as usize];
+        let len = 1 + random.below(256) as usize;
+        let first = random.below((SECTORS - len) as u64) as usize;
+        let mut bytes = vec![0xaa; len * SECTOR];
+        let least = Tested::versions(&tested.done);
+        let read = tested
+            .disk
+            .read((first * SECTOR) as u64, &mut bytes, Wait::Yes);
+        if let Some(read) = self.lives("a read", read) {
+            assert_eq!(read.waited(), bytes.len());
+            let most = Tested::versions(&tested.begun);
+            tested.check_live(first, &bytes, &least, &most);
+            self.count("read a disk");
+        }
+    }
+
+    fn rename(&self, random: &mut Random) {
+        let taken = {
+            let mut taken = self.taken.lock().expect("no panic with it");
+            if taken.is_empty() {
+                return;
+            }
+            let at = random.below(taken.len() as u64) as usize;
+            taken.swap_remove(at)
+        };
+        let name = self.name("n");
+        let parsed = SnapshotName::parse(name.as_ref()).expect("a name");
+        let renamed = taken.disk.disk.rename_snapshot(&taken.name, parsed);
+        let under_new = Arc::new(Taken {
+            disk: taken.disk.clone(),
+            name,
+            least: taken.least.clone(),
+            most: taken.most.clone(),
+            shown: taken.shown.clone(),
+        });
+        if self.lives(&taken.name, renamed).is_none() {
+            let mut unsure = self.unsure.lock().expect("no panic with it");
+            return unsure.extend([taken, under_new]);
+        }
+        self.taken.lock().expect("no panic with it").push(under_new);
+        self.count("rename");
+    }
+
+    fn roll(&self, random: &mut Random) {
+        let mut rolled = self.rolled.lock().expect("no panic with it");
+        let any = rolled.any(random);
+        let (what, done) = match (random.below(8), any) {
+            (0..=3, _) => ("write the other disk", rolled.write(random)),
+            (4, _) | (_, None) => ("take of the other disk", rolled.take(&self.name("r"))),
+            (5, Some(name)) => ("delete of the other disk", rolled.delete(&name)),
+            (_, Some(name)) => ("rollback", rolled.roll_back(&name, random.below(2) == 0)),
+        };
+        if self.lives(what, done).is_some() {
+            rolled.check();
+            self.count(what);
+        }
     }
 
     fn read(&self, random: &mut Random) {
@@ -320,7 +542,7 @@ impl World {
         let Some(taken) = self.any(random) else {
             return;
         };
-        let name = format!("c{}", self.names.fetch_add(1, Ordering::SeqCst));
+        let name = self.name("c");
         let cloned = (|| -> Result<Option<Arc<Disk>>> {
             let disk = make(&self.store, &name)?;
             let Some(snapshot) = taken.disk.disk.snapshot(&taken.name) else {
@@ -406,7 +628,8 @@ impl World {
             assert_eq!(read.waited(), bytes.len());
             assert!(bytes == tested.content(), "disk {}", tested.number);
         }
-        for taken in self.taken.lock().expect("no panic with it").iter() {
+        self.rolled.lock().expect("no panic with it").check();
+        for taken in self.all_taken() {
             let bytes = taken.read();
             taken.check(&bytes.unwrap_or_else(|error| panic!("{}: {error}", taken.name)));
         }
@@ -459,8 +682,12 @@ fn everything_at_once() {
         &[
             World::take,
             World::read,
+            World::read_live,
             World::delete,
+            World::rename,
+            World::group,
             World::clone_one,
+            World::roll,
             |world, _| world.gc(),
             |world, _| world.verify(),
         ],
@@ -469,18 +696,13 @@ fn everything_at_once() {
     world.verify();
     println!("{:?}", world.counts.lock().expect("no panic with it"));
     // And after a restart.
-    let World {
-        store,
-        disks,
-        taken,
-        ..
-    } = world;
+    let taken = world.all_taken();
+    let World { store, disks, .. } = world;
     store.close().expect("closing");
     let contents: Vec<(usize, Vec<u8>)> = disks
         .iter()
         .map(|tested| (tested.number, tested.content()))
         .collect();
-    let taken: Vec<Arc<Taken>> = taken.into_inner().expect("no panic with it");
     let before: Vec<(usize, String, Option<blake3::Hash>)> = taken
         .iter()
         .map(|taken| {
@@ -535,18 +757,26 @@ fn the_power_fails_while_everything_goes_on() {
         world.run(
             seed * 1000,
             u64::MAX,
-            &[World::take, World::delete, |world, random| {
-                world.clone_one(random);
-                world.gc();
-            }],
+            &[
+                World::take,
+                World::delete,
+                |world, random| {
+                    world.rename(random);
+                    world.group(random);
+                },
+                |world, random| {
+                    world.clone_one(random);
+                    world.gc();
+                },
+            ],
         );
         for (what, count) in world.counts.lock().expect("no panic with it").iter() {
             *counts.entry(what).or_default() += count;
         }
+        let taken = world.all_taken();
         let World {
             store,
             disks,
-            taken,
             unsure,
             ..
         } = world;
@@ -555,12 +785,25 @@ fn the_power_fails_while_everything_goes_on() {
             0 => files.kill(),
             _ => files.crash(&mut random),
         };
-        let taken = taken.into_inner().expect("no panic with it");
         let unsure = unsure.into_inner().expect("no panic with it");
         drop(store);
         let store = open_files(&left, root).unwrap_or_else(|error| panic!("{seed}: {error}"));
         for tested in &disks {
             check_after_crash(seed, &store, tested, &taken, &unsure);
+        }
+        let of_groups = taken
+            .iter()
+            .chain(&unsure)
+            .filter(|taken| taken.name.starts_with('g'));
+        for name in of_groups.map(|taken| &taken.name) {
+            let disks = (0..DISKS).map(|number| store.disk(&format!("d{number}")));
+            let there = disks.map(|disk| disk.is_some_and(|disk| disk.snapshot(name).is_some()));
+            let there: BTreeSet<bool> = there.collect();
+            assert_eq!(
+                there.len(),
+                1,
+                "{seed}: a part of the group {name} is there"
+            );
         }
         assert_store_sound(&store, &format!("crash {seed}"));
     }
