@@ -16,7 +16,6 @@ mod init;
 mod log;
 mod manual;
 mod mount;
-mod mountinfo;
 mod out;
 mod policy;
 mod report;

@@ -32,8 +32,8 @@
 //! [`files`] → [`error`], [`name`]. What a policy wants is worked out without
 //! a store ([`policy::decide`]), and carried out by [`policy::run`]. Only
 //! `fuse` knows fuser, only `index` knows sled, only `sys` has unsafe code,
-//! only `sandbox` knows Landlock; everything below `fuse` is tested without a
-//! mount.
+//! only `sandbox` knows Landlock, only [`mountinfo`] knows what the kernel
+//! says of mounts; everything below `fuse` is tested without a mount.
 //!
 //! # Invariants
 //! 1. What an fsync, O_SYNC or O_DSYNC write acknowledged survives power
@@ -95,6 +95,7 @@ pub mod index;
 pub mod manifest;
 pub mod map;
 pub mod metrics;
+pub mod mountinfo;
 pub mod name;
 pub mod pack;
 pub mod policy;

@@ -8,7 +8,9 @@ mod common;
 
 use common::bytes::open;
 use common::*;
+use std::ffi::OsStr;
 use std::fs::{self, File, OpenOptions};
+use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{FileExt, PermissionsExt};
 use std::path::Path;
 use std::process::{Child, Command};
@@ -65,7 +67,12 @@ fn what_cannot_be_mounted_is_refused() -> Outcome {
         assert!(said.contains(what), "{said}");
     }
 
+    // Whatever else somebody has mounted, under a name that is no text.
+    let strange = store.scratch("").join(OsStr::from_bytes(b"a\xff\\040b\nc"));
+    fs::create_dir(&strange)?;
+    run(command("mount", &["-t", "tmpfs", "none"]).arg(&strange));
     let mount = store.mount();
+    run(command("umount", &[]).arg(&strange));
     let second = store.scratch("second");
     fs::create_dir(&second)?;
     assert_no_mount(&root, &second, "it is mounted at");
@@ -290,6 +297,12 @@ fn verbs_work_mounted_and_unmounted() -> Outcome {
     assert_eq!(in_store["snapshots"].as_array().map(Vec::len), Some(2));
     snapdisk(&["snapshot", "--store", &root, "web@three"]);
     snapdisk(&["rollback", "--store", &root, "web", "one"]);
+    // What gc would free is what it frees.
+    let (dry, done) = (
+        json(&["gc", "--json", "--dry-run", &root]),
+        json(&["gc", "--json", &root]),
+    );
+    assert_eq!(dry["freed_bytes"], done["freed_bytes"], "{dry} {done}");
     let said = snapdisk_fails(&["rollback", "--store", &root, "web", "none"]);
     assert!(said.contains("none"), "{said}");
     Ok(())
@@ -540,6 +553,38 @@ fn a_full_store_goes_on_but_for_writing() -> Outcome {
     whole(&mount)?;
     mount.remount();
     whole(&mount)?;
+    // Others may take what was kept in reserve, to the last byte.
+    let ballast = filesystem.path("ballast");
+    let mut refused = std::io::copy(&mut std::io::repeat(1), &mut File::create(&ballast)?).err();
+    assert_eq!(
+        refused.take().and_then(|error| error.raw_os_error()),
+        Some(libc::ENOSPC)
+    );
+    whole(&mount)?;
+    let no_space = |output: &std::process::Output| {
+        let said = String::from_utf8_lossy(&output.stderr);
+        assert!(said.contains("No space left"), "{said}");
+    };
+    assert_errno(
+        fs::create_dir(mount.path("web/.snapshots/two")),
+        libc::ENOSPC,
+        "a snapshot",
+    );
+    let gc = command(SNAPDISK, &["gc", &text(mount.point())]).output()?;
+    if !gc.status.success() {
+        no_space(&gc);
+    }
+    whole(&mount)?;
+    mount.unmount();
+    let mounted = command(SNAPDISK, &["mount", &text(&root), &text(mount.point())]).output()?;
+    match mounted.status.success() {
+        true => mount.unmount(),
+        false => no_space(&mounted),
+    }
+    fs::remove_file(&ballast)?;
+    mount.remount();
+    whole(&mount)?;
+    assert_sound(mount.point());
     fs::remove_dir(mount.path("web/.snapshots/one"))?;
     run(command("truncate", &["-s", "1M"]).arg(mount.path("other/disk.img")));
     wait_until("there is room again", || {
@@ -621,5 +666,42 @@ fn an_answer_that_nobody_reads_is_no_error() -> Outcome {
         assert_eq!(output.status.code(), Some(1), "{verb}: {said}");
         assert!(said.contains("No space left"), "{verb}: {said}");
     }
+    Ok(())
+}
+
+/// README: before the daemon serves anybody its threads give up new
+/// privileges, but for the two that it names. (What they cannot open any more
+/// is tested where that is set up.)
+#[test]
+fn a_mounted_daemon_has_given_up_privileges() -> Outcome {
+    if skipped(&[Need::Mount]) {
+        return Ok(());
+    }
+    let store = TestStore::new();
+    let mount = store.mount();
+    // Whatever starts threads later.
+    wait_ready(&take(
+        &disk_with(mount.point(), "web", &noise(1, 1 << 20)),
+        "one",
+    ));
+    let mut free = Vec::new();
+    let mut confined = 0;
+    for task in fs::read_dir(format!("/proc/{}/task", mount.process()))? {
+        let task = task?.path();
+        // One that has ended meanwhile does nothing any more.
+        let (Ok(name), Ok(status)) = (
+            fs::read_to_string(task.join("comm")),
+            fs::read_to_string(task.join("status")),
+        ) else {
+            continue;
+        };
+        match status.lines().any(|line| line == "NoNewPrivs:\t1") {
+            true => confined += 1,
+            false => free.push(name.trim().to_owned()),
+        }
+    }
+    free.sort();
+    assert_eq!(free, ["outside", "signals"]);
+    assert!(confined >= 4, "{confined} threads");
     Ok(())
 }

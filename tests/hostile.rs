@@ -19,20 +19,24 @@ use snapdisk::backend::memory::MemoryBackend;
 use snapdisk::chunk::{ChunkId, Codec, Keys, Kind};
 use snapdisk::disk::log;
 use snapdisk::error::Result;
+use snapdisk::events::{Event, EventLog, What};
 use snapdisk::files::Files;
 use snapdisk::manifest::{
     self, Catalogue, DiskRecord, GroupRecord, Header, LayerId, LinkRecord, PolicyRecord, PolicyText,
 };
 use snapdisk::map::{Page, Root};
+use snapdisk::mountinfo::Mounts;
 use snapdisk::name::{DiskName, ImageName, PolicyName, SnapshotName};
 use snapdisk::pack::{self, PackName};
 use snapdisk::progress::Quiet;
+use snapdisk::store::history::History;
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::cell::Cell;
 use std::ffi::OsStr;
 use std::fs;
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
+use std::time::Duration;
 use uuid::Uuid;
 
 /// Counts what a thread has allocated, and its most at a time.
@@ -472,6 +476,62 @@ fn policies_and_times() {
         let _ = snapdisk::time::parse(text);
     };
     feed("text", &seeds, 20_000, 4 << 20, &|_| (), &decode);
+}
+
+/// What the kernel says of mounts that anybody may have made, and what
+/// earlier runs left of events and samples.
+#[test]
+fn mounts_events_and_samples() {
+    let mounts: &[&[u8]] = &[b"22 1 8:1 / / rw,relatime shared:1 - ext4 /dev/sda1 rw\n\
+          30 22 0:40 / /mnt/my\\040disks rw master:2 - fuse.snapdisk /var/a\\134b rw,user_id=0\n\
+          33 22 0:42 / /\xff rw - ext4 x rw\n"];
+    let seeds: Vec<Vec<u8>> = mounts.iter().map(|text| text.to_vec()).collect();
+    let decode = |bytes: &[u8]| {
+        let mounts = Mounts::parse(bytes);
+        for path in ["/", "/mnt/my disks/web"].map(Path::new) {
+            let mount = mounts.at(path).or(mounts.holding(path));
+            let _ = mount.and_then(|mount| mount.inner(path));
+        }
+    };
+    feed("mountinfo", &seeds, 20_000, 4 << 10, &|_| (), &decode);
+
+    let directory = memory_dir();
+    let event = Event::new(What::Deleted).disk("web").snapshot("a");
+    let (log, current) = (EventLog::open(directory.path()), "events.jsonl");
+    for _ in 0..3 {
+        log.note(event.clone());
+    }
+    log.close();
+    log.write_out(directory.path());
+    let path = directory.path().join(current);
+    let seeds = [fs::read(&path).expect("the events were written")];
+    let decode = |bytes: &[u8]| {
+        fs::write(&path, bytes).expect("writing events");
+        let log = EventLog::open(directory.path());
+        let before = log.text().lines().count();
+        assert!(log.note(event.clone()), "it goes on");
+        assert_eq!(log.text().lines().count(), before + 1);
+        assert!(log.since(0, Duration::ZERO).len() > before);
+    };
+    feed("events", &seeds, 3000, 1 << 20, &|_| (), &decode);
+
+    let seeds = [
+        "time,disk,snapshots,size_bytes,stored_bytes,chain_bytes,unsealed_bytes,free_bytes\n\
+         2026-11-27T04:00:00Z,,3,100,50,,7,900\n\
+         2026-11-27T04:00:00Z,web,3,100,50,,7,0\n\
+         2026-11-27T05:00:00Z,,4,100,60,12,7,890\n\
+         2026-11-27T05:00:00Z,web,4,100,60,12,7,0\n",
+    ];
+    let seeds = seeds.map(|text| text.as_bytes().to_vec());
+    let path = directory.path().join("capacity.csv");
+    let decode = |bytes: &[u8]| {
+        fs::write(&path, bytes).expect("writing samples");
+        let history = History::open(directory.path());
+        let rows = history.rows(i64::MIN, i64::MAX).len();
+        assert_eq!(history.to_csv().lines().count(), rows + 1);
+        let _ = history.to_svg();
+    };
+    feed("samples", &seeds, 3000, 8 << 20, &|_| (), &decode);
 }
 
 #[test]

@@ -3,8 +3,8 @@
 use super::bar::Bar;
 use super::failure::{Failure, of_library};
 use super::log;
-use super::mountinfo::{Mounts, absolute};
 use crate::fuse::control::Verbs;
+use crate::mountinfo::{Mounts, absolute};
 use crate::store::{self, Options, Store};
 use crate::tree::{CONTROL, IMAGE_FILE, IMAGES, SNAPSHOTS};
 use crate::verbs::{Request, StoreVerbs};

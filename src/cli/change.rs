@@ -6,11 +6,11 @@
 use super::ask::{Place, ask, close, mounts, open, things_of};
 use super::bar::Bar;
 use super::failure::{Failure, of_library};
-use super::mountinfo::absolute;
 use super::out::say;
 use crate::disk::Disk;
 use crate::error::Error;
 use crate::manifest::Owner;
+use crate::mountinfo::absolute;
 use crate::name::SnapshotName;
 use crate::store::Store;
 use crate::sys;

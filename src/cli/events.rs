@@ -3,9 +3,9 @@
 use super::ask::{Place, ask};
 use super::bar::Bar;
 use super::failure::Failure;
-use super::mountinfo::{absolute, in_its_directory};
 use super::out::{self, say};
 use super::size::human;
+use crate::mountinfo::{absolute, in_its_directory};
 use crate::sys;
 use crate::verbs::Request;
 use clap::Args;

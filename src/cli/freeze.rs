@@ -78,7 +78,7 @@ fn mounted_on(devices: &[String]) -> Result<Vec<PathBuf>, Failure> {
         let writable = options.split(',').any(|option| option == "rw");
         if writable && devices.iter().any(|one| one == device) && !seen.contains(&device) {
             seen.push(device);
-            points.push(PathBuf::from(super::mountinfo::unescape(point.as_bytes())));
+            points.push(PathBuf::from(crate::mountinfo::unescape(point.as_bytes())));
         }
     }
     Ok(points)

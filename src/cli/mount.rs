@@ -3,10 +3,10 @@
 use super::ask::{check_owner, is_store, mounts};
 use super::daemon::{self, Daemon};
 use super::failure::{Failure, of_library};
-use super::mountinfo::{Mount as Mounted, absolute};
 use super::size;
 use super::umount::{LOOK_EVERY, is_free, unmount};
 use crate::fuse::{self, MountOptions};
+use crate::mountinfo::{Mount as Mounted, absolute};
 use crate::store;
 use clap::Args;
 use std::path::{Path, PathBuf};

@@ -2,10 +2,10 @@
 
 use super::ask::{Place, ask, mounts};
 use super::failure::Failure;
-use super::mountinfo::absolute;
 use super::out::say;
 use super::table;
 use super::value::{array, plain, size};
+use crate::mountinfo::absolute;
 use crate::verbs::Request;
 use clap::Args;
 use serde_json::{Value, json};

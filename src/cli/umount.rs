@@ -3,7 +3,7 @@
 use super::ask::mounts;
 use super::bar::Bar;
 use super::failure::Failure;
-use super::mountinfo::absolute;
+use crate::mountinfo::absolute;
 use crate::progress::Progress;
 use crate::sys;
 use clap::Args;

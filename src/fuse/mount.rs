@@ -3,6 +3,7 @@
 use super::Adapter;
 use super::control::Verbs;
 use crate::error::{Error, Result};
+use crate::mountinfo::Mounts;
 use crate::sandbox::Outside;
 use crate::store::Store;
 use fuser::{Config, MountOption, Session, SessionACL, SessionUnmounter};
@@ -136,7 +137,9 @@ pub fn check_mount_point(store: &Path, mount_point: &Path) -> Result<PathBuf> {
         what: format!("the mount point {shown}"),
         by: vec![holder],
     };
-    if let Some(source) = mounted_at(&path)? {
+    let mounts = Mounts::read().map_err(failed("reading what is mounted at"))?;
+    if let Some(mount) = mounts.at(&path) {
+        let source = mount.source.display();
         return Err(busy(format!("{source} is mounted there")));
     }
     if store.starts_with(&path) {
@@ -156,38 +159,6 @@ pub fn check_mount_point(store: &Path, mount_point: &Path) -> Result<PathBuf> {
         }),
         Some(Err(error)) => Err(failed("reading the mount point")(error)),
     }
-}
-
-/// What is mounted at an absolute path: the source of the topmost mount.
-fn mounted_at(path: &Path) -> Result<Option<String>> {
-    let file = "/proc/self/mountinfo";
-    let text = fs::read_to_string(file).map_err(Error::io("reading", file))?;
-    Ok(text
-        .lines()
-        .filter_map(|line| {
-            let (left, right) = line.split_once(" - ")?;
-            let point = unescaped(left.split(' ').nth(4)?);
-            let source = unescaped(right.split(' ').nth(1)?);
-            (Path::new(&point) == path).then_some(source)
-        })
-        .next_back())
-}
-
-/// The octal escapes of `/proc/self/mountinfo` undone. Bytes that are not
-/// UTF-8 are replaced.
-fn unescaped(text: &str) -> String {
-    let bytes = text.as_bytes();
-    let mut plain = Vec::with_capacity(bytes.len());
-    let mut at = 0;
-    while at < bytes.len() {
-        let code = (bytes[at] == b'\\')
-            .then(|| text.get(at + 1..at + 4))
-            .flatten()
-            .and_then(|digits| u8::from_str_radix(digits, 8).ok());
-        plain.push(code.unwrap_or(bytes[at]));
-        at += if code.is_some() { 4 } else { 1 };
-    }
-    String::from_utf8_lossy(&plain).into_owned()
 }
 
 /// Ends a mount from another thread.
@@ -325,13 +296,6 @@ mod tests {
         let name = |root| options.config(Path::new("/a,b\\c"), root).mount_options[0].clone();
         assert_eq!(name(true), MountOption::FSName("/a,b\\c".into()));
         assert_eq!(name(false), MountOption::FSName("/a\\,b\\\\c".into()));
-    }
-
-    #[test]
-    fn escapes_of_mountinfo_are_undone() {
-        assert_eq!(unescaped(r"/a\040b\134c"), r"/a b\c");
-        assert_eq!(unescaped(r"/a\04"), r"/a\04");
-        assert_eq!(unescaped(r"/a\999ü"), r"/a\999ü");
     }
 
     #[test]

@@ -12,22 +12,22 @@ const OWN_TYPE: &str = "fuse.snapdisk";
 
 /// A mount.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct Mount {
+pub struct Mount {
     /// Which directory of the filesystem is shown: `/` but for bind mounts.
     root: PathBuf,
     /// Where.
-    pub(super) point: PathBuf,
+    pub point: PathBuf,
     /// The filesystem's type.
     kind: OsString,
-    /// For mounts of this program: the store.
-    pub(super) source: PathBuf,
+    /// What is mounted; for mounts of this program: the store.
+    pub source: PathBuf,
     /// For mounts of FUSE: who mounted it.
     user: Option<u32>,
 }
 
 impl Mount {
     /// Whether it shows a store.
-    pub(super) fn is_own(&self) -> bool {
+    pub fn is_own(&self) -> bool {
         self.kind == OWN_TYPE
     }
 
@@ -43,14 +43,14 @@ impl Mount {
     }
 
     /// Whether the daemon that served it is gone.
-    pub(super) fn is_dead(&self) -> bool {
+    pub fn is_dead(&self) -> bool {
         fs::symlink_metadata(&self.point)
             .is_err_and(|error| error.raw_os_error() == Some(libc::ENOTCONN))
     }
 
     /// What a path below it is called in the store's tree: relative to the
     /// top, bind mounts or not.
-    pub(super) fn inner(&self, path: &Path) -> Option<PathBuf> {
+    pub fn inner(&self, path: &Path) -> Option<PathBuf> {
         let below = path.strip_prefix(&self.point).ok()?;
         let root = self.root.strip_prefix("/").unwrap_or(&self.root);
         Some(root.join(below))
@@ -58,15 +58,17 @@ impl Mount {
 }
 
 /// All mounts that this process can see, in the order they were made.
-pub(super) struct Mounts(Vec<Mount>);
+#[derive(Clone, Debug)]
+pub struct Mounts(Vec<Mount>);
 
 impl Mounts {
     /// Asks the kernel.
-    pub(super) fn read() -> io::Result<Mounts> {
+    pub fn read() -> io::Result<Mounts> {
         Ok(Mounts::parse(&fs::read("/proc/self/mountinfo")?))
     }
 
-    fn parse(text: &[u8]) -> Mounts {
+    /// What `/proc/self/mountinfo` says; lines that say nothing are left out.
+    pub fn parse(text: &[u8]) -> Mounts {
         Mounts(
             text.split(|byte| *byte == b'\n')
                 .filter_map(parse_line)
@@ -75,12 +77,12 @@ impl Mounts {
     }
 
     /// The topmost mount at exactly this path.
-    pub(super) fn at(&self, path: &Path) -> Option<&Mount> {
+    pub fn at(&self, path: &Path) -> Option<&Mount> {
         self.0.iter().rfind(|mount| mount.point == path)
     }
 
     /// The mount that an absolute path lies in.
-    pub(super) fn holding(&self, path: &Path) -> Option<&Mount> {
+    pub fn holding(&self, path: &Path) -> Option<&Mount> {
         self.0
             .iter()
             .filter(|mount| path.starts_with(&mount.point))
@@ -94,13 +96,13 @@ impl Mounts {
     }
 
     /// Mounts of whole stores, those whose daemon is gone left out.
-    pub(super) fn live_stores(&self) -> impl Iterator<Item = &Mount> {
+    pub fn live_stores(&self) -> impl Iterator<Item = &Mount> {
         self.stores().filter(|mount| !mount.is_dead())
     }
 
     /// Where a store is mounted, whole and alive. Looks at no other mount,
     /// whose daemon might not answer.
-    pub(super) fn of_store(&self, store: &Path) -> Option<&Mount> {
+    pub fn of_store(&self, store: &Path) -> Option<&Mount> {
         self.stores()
             .find(|mount| mount.source == store && !mount.is_dead())
     }
@@ -108,7 +110,7 @@ impl Mounts {
 
 /// The absolute path without symbolic links, also of a mount point whose
 /// daemon is gone, which cannot be looked at.
-pub(super) fn absolute(path: &Path) -> io::Result<PathBuf> {
+pub fn absolute(path: &Path) -> io::Result<PathBuf> {
     match fs::canonicalize(path) {
         Err(error) if error.raw_os_error() == Some(libc::ENOTCONN) => {
             in_its_directory(path).unwrap_or(Err(error))
@@ -119,7 +121,7 @@ pub(super) fn absolute(path: &Path) -> io::Result<PathBuf> {
 
 /// The absolute path of something that cannot be looked at itself, by its
 /// directory; None if it has none.
-pub(super) fn in_its_directory(path: &Path) -> Option<io::Result<PathBuf>> {
+pub fn in_its_directory(path: &Path) -> Option<io::Result<PathBuf>> {
     let path = match std::path::absolute(path) {
         Ok(path) => path,
         Err(error) => return Some(Err(error)),
@@ -155,7 +157,7 @@ fn parse_line(line: &[u8]) -> Option<Mount> {
 }
 
 /// Undoes `\040` and its like.
-pub(super) fn unescape(text: &[u8]) -> OsString {
+pub fn unescape(text: &[u8]) -> OsString {
     let mut plain = Vec::with_capacity(text.len());
     let mut at = 0;
     while at < text.len() {
