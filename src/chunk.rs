@@ -11,6 +11,7 @@ use std::cell::RefCell;
 use std::fmt;
 use std::str::FromStr;
 
+pub mod pins;
 pub mod salvage;
 pub mod store;
 pub mod sweep;

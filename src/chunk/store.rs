@@ -10,6 +10,7 @@
 //! takes it.
 
 use crate::backend::Backend;
+use crate::chunk::pins::Pins;
 use crate::chunk::{self, ChunkId, Keys, Kind};
 use crate::error::{Error, Result};
 use crate::index::{Health, Index, PackNumber};
@@ -108,15 +109,6 @@ struct OpenPack {
     plain_bytes: u64,
 }
 
-/// Which packs must stay (invariants 5 and 8).
-#[derive(Default)]
-pub(super) struct Pins {
-    /// Batches that rely on a pack.
-    pub counts: HashMap<PackNumber, u32>,
-    /// While a sweep runs: all packs pinned at any time since it began.
-    pub protected: Option<HashSet<PackNumber>>,
-}
-
 /// Chunks by content address.
 pub struct ChunkStore {
     pub(super) backend: Arc<dyn Backend>,
@@ -128,7 +120,7 @@ pub struct ChunkStore {
     open: RwLock<Option<OpenPack>>,
     /// A look-up that is to be relied on pins what it found under this lock,
     /// and a sweep hides a pack under it.
-    pub(super) pins: Mutex<Pins>,
+    pub(super) pins: Pins<PackNumber>,
     /// The first error that made packs untrustworthy. A leaf.
     poison: Mutex<Option<String>>,
     /// Packs whose directories are still to be read because a chunk was in
@@ -170,7 +162,7 @@ impl ChunkStore {
             cache: Cache::with_weighter(items as usize + 1, options.cache_bytes, CacheWeight),
             writer: Mutex::default(),
             open: RwLock::default(),
-            pins: Mutex::default(),
+            pins: Pins::default(),
             poison: Mutex::default(),
             to_look_at: Mutex::default(),
             apart: Mutex::default(),

@@ -97,14 +97,12 @@ impl ChunkStore {
         let candidates = self.rotate_and(|| {
             // One that has no record yet goes on.
             let open = self.open_pack().map(|(number, ..)| number);
-            let mut pins = self.pins.lock();
-            if pins.protected.is_some() {
+            if !self.pins.begin_sweep() {
                 return Err(Error::Busy {
                     what: "the store".to_owned(),
                     by: vec!["another sweep".to_owned()],
                 });
             }
-            pins.protected = Some(pins.counts.keys().copied().collect());
             let mut candidates = self.index.packs();
             let apart = self.apart.lock();
             candidates
@@ -121,7 +119,7 @@ impl ChunkStore {
 
 impl Drop for SweepRun {
     fn drop(&mut self) {
-        self.store.pins.lock().protected = None;
+        self.store.pins.end_sweep();
     }
 }
 
@@ -200,9 +198,7 @@ impl SweepRun {
     }
 
     fn is_protected(&self, number: PackNumber) -> bool {
-        let pins = self.store.pins.lock();
-        let protected = pins.protected.as_ref();
-        protected.is_none_or(|protected| protected.contains(&number))
+        self.store.pins.is_protected(number)
     }
 
     /// Whether the files are what the index believes.
@@ -295,15 +291,8 @@ impl SweepRun {
 
     /// Hides a pack from look-ups, unless somebody relies on it.
     fn condemn(&self, number: PackNumber) -> bool {
-        let pins = self.store.pins.lock();
-        let protected = pins.protected.as_ref();
-        if pins.counts.contains_key(&number)
-            || protected.is_none_or(|protected| protected.contains(&number))
-        {
-            return false;
-        }
-        self.store.index.set_visible(number, false);
-        true
+        let hide = || self.store.index.set_visible(number, false);
+        self.store.pins.condemn(number, hide)
     }
 
     /// Condemns and deletes a pack; false if somebody relies on it.

@@ -17,7 +17,7 @@ use crate::error::{Error, Result};
 use crate::files::{File, Files};
 use crate::manifest::LayerId;
 use crate::range_map::{RangeMap, Shift};
-use parking_lot::{Condvar, Mutex, RwLock};
+use parking_lot::{Mutex, RwLock};
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::ops::Range;
 use std::path::{Path, PathBuf};
@@ -161,6 +161,9 @@ pub const PENDING_MAX: usize = 1 << 15;
 
 mod io;
 mod verify;
+mod writers;
+
+use writers::Writers;
 
 pub use io::{SealPlan, read_below, run_below};
 
@@ -197,8 +200,7 @@ pub struct Layer {
     /// Segments that lack something that the log says is in them, with why:
     /// nothing more is written there, or what is lacking would read as zeros.
     lost: BTreeMap<u64, String>,
-    writers: Mutex<u64>,
-    no_writers: Condvar,
+    writers: Writers,
     frozen: AtomicBool,
     clean: AtomicBool,
     sealed: OnceLock<Arc<SealedRoot>>,
@@ -230,11 +232,7 @@ impl std::ops::Deref for Entered {
 
 impl Drop for Entered {
     fn drop(&mut self) {
-        let mut writers = self.0.writers.lock();
-        *writers -= 1;
-        if *writers == 0 {
-            self.0.no_writers.notify_all();
-        }
+        self.0.writers.leave();
     }
 }
 
@@ -335,8 +333,7 @@ impl Layer {
             broken: None,
             cleared: AtomicBool::new(false),
             lost: BTreeMap::new(),
-            writers: Mutex::new(0),
-            no_writers: Condvar::new(),
+            writers: Writers::default(),
             frozen: AtomicBool::new(false),
             clean: AtomicBool::new(false),
             sealed: OnceLock::new(),
@@ -681,17 +678,14 @@ impl Layer {
     /// Counts the caller in as somebody who changes it. Under the lock of
     /// the disk's head, so that nobody enters after the freeze.
     pub fn enter(self: &Arc<Self>) -> Entered {
-        *self.writers.lock() += 1;
+        self.writers.enter();
         Entered(self.clone())
     }
 
     /// Waits until nobody is left in it. It is the head of no disk any more.
     pub fn freeze(&self) {
         self.frozen.store(true, Ordering::SeqCst);
-        let mut writers = self.writers.lock();
-        while *writers > 0 {
-            self.no_writers.wait(&mut writers);
-        }
+        self.writers.wait_for_none();
     }
 
     /// Whether it was frozen.
@@ -801,7 +795,7 @@ impl Layer {
     }
 
     fn sync_inner(&self, log: &mut LogEnd) -> Result<()> {
-        let was_frozen = self.is_frozen() && *self.writers.lock() == 0;
+        let was_frozen = self.is_frozen() && self.writers.is_empty();
         // A graft must not be on disk before what it shows is.
         for (_, source) in self.sources() {
             if let Below::Layer(layer) = source {

@@ -30,7 +30,9 @@ struct Counts {
 /// The open files of a disk.
 #[derive(Default)]
 pub(super) struct Opens {
+    /// A leaf.
     counts: Mutex<Counts>,
+    /// Told when something is closed, or need not be any more.
     closed: Condvar,
 }
 
@@ -73,6 +75,7 @@ pub(crate) struct KeptClosed<'a> {
 impl Drop for KeptClosed<'_> {
     fn drop(&mut self) {
         self.opens.counts.lock().closed.remove(&self.what);
+        self.opens.closed.notify_all();
     }
 }
 

@@ -49,24 +49,18 @@ impl Batch {
         }
     }
 
-    /// Pins a pack unless it is condemned. A sweep decides under the lock
-    /// that is held here: either it sees the pin, or this sees that the pack
-    /// is condemned.
+    /// Pins a pack unless it is condemned.
     fn pin(&self, number: PackNumber) -> bool {
         let mut pinned = self.pinned.lock();
         if pinned.contains(&number) {
             return true;
         }
-        let mut pins = self.store.pins.lock();
-        if !self.store.index.is_visible(number) {
-            return false;
+        let is_visible = || self.store.index.is_visible(number);
+        let is_pinned = self.store.pins.pin(number, is_visible);
+        if is_pinned {
+            pinned.insert(number);
         }
-        *pins.counts.entry(number).or_default() += 1;
-        if let Some(protected) = &mut pins.protected {
-            protected.insert(number);
-        }
-        pinned.insert(number);
-        true
+        is_pinned
     }
 
     /// Whether the store has a chunk, and will have it while the batch is
@@ -163,14 +157,6 @@ impl Batch {
 
 impl Drop for Batch {
     fn drop(&mut self) {
-        let mut pins = self.store.pins.lock();
-        for number in self.pinned.get_mut().drain() {
-            if let Some(count) = pins.counts.get_mut(&number) {
-                *count -= 1;
-                if *count == 0 {
-                    pins.counts.remove(&number);
-                }
-            }
-        }
+        self.store.pins.unpin(self.pinned.get_mut().drain());
     }
 }
