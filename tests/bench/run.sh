@@ -2,7 +2,7 @@
 # Measures snapdisk, against a bare FUSE daemon where that tells something.
 #
 # usage: tests/bench/run.sh [--quick] [--dir DIR] [--out FILE] [STEP…]
-#   --quick     smaller, shorter, fewer jobs: 10 minutes
+#   --quick     smaller, shorter, fewer jobs: 12 minutes
 #   --dir DIR   where the store and all files go, on a disk (default /var/tmp)
 #   --out FILE  the figures as JSON (default target/bench.json)
 #   STEP        of: fio pause steady reflink clone seal delete mount idle rebuild
@@ -17,24 +17,18 @@ cd "$(dirname "${BASH_SOURCE[0]}")/../.."
 # shellcheck source=tests/bench/lib.sh
 . tests/bench/lib.sh
 
-all=(fio pause steady reflink clone seal delete mount idle rebuild loop threads scale)
 quick='' parent=/var/tmp out='' steps=()
 while [ $# -gt 0 ]; do
     case $1 in
         --quick) quick=1 ;;
         --dir) parent=$2 && shift ;;
         --out) out=$(realpath -m "$2") && shift ;;
-        *)
-            if [[ " ${all[*]} " != *" $1 "* ]]; then
-                sed -n '2,/^set/s/^# \{0,1\}//p' "$0" >&2
-                exit 2
-            fi
-            steps+=("$1")
-            ;;
+        fio | pause | steady | reflink | clone | seal | delete | mount | idle | rebuild | loop | threads | scale) steps+=("$1") ;;
+        *) sed -n '2,/^set/s/^# \{0,1\}//p' "$0" >&2 && exit 2 ;;
     esac
     shift
 done
-[ ${#steps[@]} -gt 0 ] || steps=("${all[@]}")
+[ ${#steps[@]} -gt 0 ] || steps=(fio pause steady reflink clone seal delete mount idle rebuild loop threads scale)
 # normal or quick
 pick() { if [ -n "$quick" ]; then echo "$2"; else echo "$1"; fi; }
 
@@ -115,9 +109,8 @@ step_fio() {
 # all of that synced, is held against as much I/O beside the mount.
 step_pause() {
     local label size disk what round writer figures longest mkdirs=() fresh sizes=("1 GiB" "1 TiB")
-    local cases=(nothing beside fsync snapshot)
     fresh=$(pick 1024 256)
-    if [ -n "$quick" ]; then sizes=("1 TiB") cases=(nothing beside snapshot); fi
+    [ -z "$quick" ] || sizes=("1 TiB")
     local -A worst middle
     run dd if=/dev/urandom of="$work/fresh" bs=1M count="$fresh" status=none
     for label in "${sizes[@]}"; do
@@ -126,7 +119,7 @@ step_pause() {
         disk=$mnt/pause-$size
         new_disk "$disk" "$size"
         mkdirs=()
-        for what in "${cases[@]}"; do
+        for what in nothing beside fsync snapshot; do
             longest=()
             for round in 1 2 3; do
                 run dd if="$work/fresh" of="$disk/disk.img" bs=1M conv=notrunc status=none
@@ -192,10 +185,9 @@ step_clone() {
 
 # Sealing against zstd on the same bytes.
 step_seal() {
-    local size bytes round piece disk=$mnt/seal zstd_ms=() seal_ms=() all_ms=() again_ms=() mkdir_ms
-    size=$(pick 1024 512)M
-    echo "+ tar -c /usr/lib | head -c $size >corpus"
-    { tar -c -C / usr/lib 2>/dev/null || true; } | head -c "$size" >"$work/corpus"
+    local bytes round piece disk=$mnt/seal zstd_ms=() seal_ms=() all_ms=() again_ms=() mkdir_ms
+    echo "+ tar -c /usr/lib | head -c 1G >corpus"
+    { tar -c -C / usr/lib 2>/dev/null || true; } | head -c 1G >"$work/corpus"
     bytes=$(stat -c %s "$work/corpus")
     new_disk "$disk" 4G
     for round in 1 2 3; do
@@ -249,7 +241,7 @@ step_steady() {
         fill "$mnt/steady-$kind/disk.img" "$bytes"
     done
     many_snapshots "$mnt/steady-full" "$many" "$bytes"
-    run tests/bench/steady.py "$bytes" "$(pick 60 16)" "$work/results" "$mnt"/steady-{alone,taken,full}
+    run tests/bench/steady.py "$bytes" "$(pick 60 20)" "$work/results" "$mnt"/steady-{alone,taken,full}
     last=$(newest_snapshot "$mnt/steady-taken")
     timed wait_ready "$last"
     figure "sealing what the load left behind" "$TIMED_MS" ms
@@ -282,8 +274,8 @@ step_reflink() {
         for round in 1 2 3 4; do
             run fio --name=scatter --filename="$file" --size="$bytes" --rw=randwrite --bs=4k --direct=1 \
                 --ioengine=psync --fallocate=none --end_fsync=1 --number_ios="$(pick 60000 20000)" --output=/dev/null
-            show tests/bench/writer.py "$file" "$(pick 8 4)"
-            tests/bench/writer.py "$file" "$(pick 8 4)" >"$work/writer" &
+            show tests/bench/writer.py "$file" "$(pick 8 5)"
+            tests/bench/writer.py "$file" "$(pick 8 5)" >"$work/writer" &
             writer=$!
             sleep 2
             case $target in
@@ -355,7 +347,7 @@ step_mount() {
 # What the daemon uses when nobody asks anything of it.
 step_idle() {
     local seconds before info
-    seconds=$(pick 60 10)
+    seconds=$(pick 60 20)
     for info in "$mnt"/*/.snapshots/*/info.toml; do
         if [ -e "$info" ]; then wait_ready "${info%/info.toml}"; fi
     done
@@ -492,7 +484,7 @@ step_scale() {
     scale_figures disks 16384
     show_scale "512 disks" disks
     rm -rf "$store"
-    count=$(pick 16777216 524288)
+    count=$(pick 16777216 1048576)
     timed "$scale" "$store" "$count" 512
     figure "making a store of $count chunks and 512 snapshots" "$TIMED_MS" ms
     scale_figures large "$count"
@@ -598,7 +590,7 @@ many_snapshots() {
 
 newest_snapshot() { echo "$1/.snapshots/$(readlink "$1/.snapshots/latest")"; }
 
-store=$work/store main_pid= start=$SECONDS
+store=$work/store main_pid=
 run "$snapdisk" init "$store"
 start_daemon "$mnt" "$snapdisk" mount -f "$store" "$mnt"
 main_pid=$DAEMON_PID
@@ -613,5 +605,4 @@ for step in "${steps[@]}"; do
     esac
 done
 stop_daemon "$mnt" "$main_pid"
-if [ "${steps[*]}" = "${all[*]}" ]; then figure "all steps" $((SECONDS - start)) s most "$(pick 3600 600)"; fi
 tests/bench/report.py "$work/results" "$out"
