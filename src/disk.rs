@@ -7,8 +7,8 @@
 //! and what people see is what is on disk.
 //!
 //! Lock order: `Engine::settling` (shared), `meta`, a range of `ranges`,
-//! `state`, a layer's own locks. `state` and `opens` are held for an
-//! assignment or a look, never across I/O.
+//! `Engine::gate`, `durable_layers` or `state`, a layer's own locks. `state`
+//! and `opens` are held for an assignment or a look, never across I/O.
 
 pub mod layer;
 pub mod log;
@@ -72,31 +72,37 @@ pub struct Engine {
     pub capacity: Capacity,
     /// This run of the program.
     pub epoch: u64,
-    /// Every layer that has files. Held for a look-up only.
+    /// Every layer that has files. After `meta`, `settling`, a disk's
+    /// `durable_layers` and the catalogue; before a layer's locks. Held for a
+    /// look, but for closing: then over a layer's `log`.
     pub layers: Mutex<HashMap<LayerId, Arc<Layer>>>,
     /// Disks and imported images, for looking at what others show. Weak, as
-    /// each holds the engine.
+    /// each holds the engine. After `meta` and the catalogue; before a disk's
+    /// `state`. Never held over a sync.
     pub disks: RwLock<Vec<Weak<Disk>>>,
-    /// Images that are links to snapshots, by name. Held for a look-up only.
+    /// Images that are links to snapshots, by name. A leaf.
     pub links: Mutex<BTreeMap<String, LinkRecord>>,
     /// Held, shared, by whatever has a layer in hand that no state of a disk
     /// names yet; exclusively while files of unnamed layers are removed.
+    /// After `naming` and `collecting`, before `meta`.
     pub settling: RwLock<()>,
     /// What the background threads have to do.
     pub work: Signal,
     /// Why nothing is sealed at present, if so: `mkdir` must not wait for it.
+    /// A leaf, after `work`.
     pub seal_trouble: Mutex<Option<SealTrouble>>,
     /// What happened.
     pub events: Arc<EventLog>,
     /// What was counted.
     pub metrics: Metrics,
-    /// How many snapshots a disk may have. Held for a look only.
+    /// How many snapshots a disk may have. A leaf.
     pub settings: RwLock<Settings>,
     /// Whether cold chunks are packed denser when nothing else is to do.
     pub recompress: AtomicBool,
     /// Held, shared, by whatever looks for the head to write to, until it is
     /// counted there; exclusively while several disks get new heads at one
-    /// instant. Held for a moment only.
+    /// instant. Held for a moment only. After `meta` and a range of blocks;
+    /// before `state` and, exclusively, `durable_layers` and snapshots' names.
     pub gate: RwLock<()>,
     /// Tells when the wall clock is set; None where the system cannot.
     pub clock: Option<ClockWatch>,
@@ -142,7 +148,9 @@ pub struct Work {
 /// Wakes the background threads.
 #[derive(Default)]
 pub struct Signal {
-    /// What is to be done.
+    /// What is to be done. After `meta`, ranges of blocks and the catalogue;
+    /// before a disk's `state`, `seal_trouble`, a snapshot's `base`, a layer's
+    /// `below` and `sources`, under which it is never taken.
     pub work: Mutex<Work>,
     /// Told when there is more, and when a seal is done.
     pub changed: Condvar,
@@ -288,22 +296,32 @@ pub struct Disk {
     number: u32,
     role: Role,
     pub(crate) engine: Arc<Engine>,
-    /// Held by every metadata operation from its look to its manifest.
+    /// Held by every metadata operation from its look to its manifest, over
+    /// I/O and until writers have left a layer. After `naming`, `publishing`
+    /// and `settling`, before all others of a disk, the catalogue and a
+    /// layer's `log`; of several disks in the order of their numbers.
     meta: Mutex<()>,
+    /// After `gate`, `work` and the lists of disks; before a snapshot's
+    /// `notes` and `base`, a layer's `below` and `sources`. No thread reads it
+    /// twice at a time.
     state: RwLock<State>,
     ranges: RangeLocks,
+    /// A leaf; nobody is answered under it.
     flush_queue: Mutex<FlushQueue>,
     opens: Arc<Opens>,
     poisoned: OnceLock<String>,
     /// The unsealed layers that the manifest on disk names: their files stay.
-    /// Lock order: before `Engine::layers` and a layer's own.
+    /// Lock order: before `Engine::layers`, a snapshot's `notes` and `base`,
+    /// and a layer's own; never with `state`.
     durable_layers: Mutex<HashSet<LayerId>>,
     /// Of the manifest that was read, what nothing reaches because a log
     /// that names it could not be read: it stays named until it can.
     out_of_reach: Vec<LayerRecord>,
+    /// A leaf.
     allocated: Mutex<Option<(LayerId, u64, u64)>>,
+    /// A leaf.
     last_rollback: Mutex<String>,
-    /// When an import that nobody writes any more is to be finished.
+    /// When an import that nobody writes any more is to be finished. A leaf.
     finish_at: Mutex<Option<Instant>>,
 }
 

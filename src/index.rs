@@ -101,6 +101,8 @@ impl PackInfo {
 struct Listed {
     info: PackInfo,
     visible: bool,
+    /// How often something in it could not be read.
+    doubts: u64,
 }
 
 #[derive(Debug, Default)]
@@ -124,6 +126,7 @@ impl State {
         self.packs.push(Some(Listed {
             info,
             visible: true,
+            doubts: 0,
         }));
         Ok(number)
     }
@@ -232,7 +235,10 @@ pub struct Index {
     dir: PathBuf,
     /// Chunks and other changes since the table was saved.
     unsaved: AtomicU64,
-    /// Held while the table is saved. Taken before `state`.
+    /// Held from a look at a pack's health to its being put into sled. Before
+    /// `state` and sled; no pack is read under it.
+    putting: Mutex<()>,
+    /// Held while the table is saved or removed. Before `state` and sled.
     saving: Mutex<()>,
 }
 
@@ -270,6 +276,7 @@ impl Index {
             unflushed: AtomicU64::new(0),
             dir: dir.to_owned(),
             unsaved: AtomicU64::new(0),
+            putting: Mutex::new(()),
             saving: Mutex::new(()),
         };
 
@@ -482,6 +489,11 @@ impl Index {
     /// Puts a directory into sled, and flushes now and then.
     fn keep(&self, name: &PackName, directory: &Directory, cover: Cover) {
         self.db.put(name, directory, cover);
+        self.flush_if_due();
+    }
+
+    /// After something was put.
+    fn flush_if_due(&self) {
         if self.unflushed.fetch_add(1, Ordering::Relaxed) + 1 >= FLUSH_EVERY {
             self.unflushed.store(0, Ordering::Relaxed);
             self.db.flush();
@@ -576,48 +588,84 @@ impl Index {
     /// Notes, for later runs, too, that something in a pack could not be
     /// read, which may pass: what is put again is stored again.
     pub fn doubt(&self, number: PackNumber) {
-        if self.change_health(number, |health| *health == Health::Sound, Health::Doubted) {
+        let is_news = {
+            let mut state = self.state.write();
+            let Some(listed) = state.listed(number) else {
+                return;
+            };
+            listed.doubts += 1;
+            let is_news = listed.info.health == Health::Sound;
+            if is_news {
+                listed.info.health = Health::Doubted;
+            }
+            is_news
+        };
+        if is_news {
             self.keep_health(number);
         }
     }
 
-    /// Takes back that a pack is in doubt, in memory, before all of it is
-    /// read; what is in doubt afterwards has to be kept.
-    pub fn trust(&self, number: PackNumber) -> bool {
-        self.change_health(number, |health| *health == Health::Doubted, Health::Sound)
+    /// How often something in a pack could not be read in this run, if it is
+    /// in doubt: for [`Index::trust`].
+    pub fn doubts(&self, number: PackNumber) -> Option<u64> {
+        let state = self.state.read();
+        let listed = state.packs.get(number.0 as usize)?.as_ref()?;
+        (listed.info.health == Health::Doubted).then_some(listed.doubts)
     }
 
-    fn change_health(
-        &self,
-        number: PackNumber,
-        from: impl Fn(&Health) -> bool,
-        to: Health,
-    ) -> bool {
-        let mut state = self.state.write();
-        let health = state.listed(number).map(|listed| &mut listed.info.health);
-        let health = health.filter(|health| from(health));
-        health.map(|health| *health = to).is_some()
+    /// Takes back that a pack is in doubt: all of it was read since there
+    /// were so many `doubts`, unless there are more now.
+    pub fn trust(&self, number: PackNumber, doubts: u64) {
+        let is_news = {
+            let mut state = self.state.write();
+            let listed = state.listed(number);
+            let is_as_then = |listed: &&mut Listed| {
+                listed.info.health == Health::Doubted && listed.doubts == doubts
+            };
+            let listed = listed.filter(is_as_then);
+            listed
+                .map(|listed| listed.info.health = Health::Sound)
+                .is_some()
+        };
+        if is_news {
+            self.keep_health(number);
+        }
     }
 
     /// Puts what is known of a pack's health into sled, for the next run: its
     /// directory does not show it.
-    pub fn keep_health(&self, number: PackNumber) {
+    fn keep_health(&self, number: PackNumber) {
         self.distrust_saved();
-        let Some(info) = self.info(number) else {
-            return;
-        };
-        match self.directory(number) {
-            Ok(directory) => {
-                let cover = Cover {
-                    file_len: info.file_len,
-                    closed: info.closed,
-                    health: info.health,
-                };
-                self.db.put(&info.name, &directory, cover);
-                self.db.flush();
+        while let Some(info) = self.info(number) {
+            let directory = match self.directory(number) {
+                Ok(directory) => directory,
+                Err(error) => return tracing::warn!("pack {}: {error}", info.name),
+            };
+            let cover = Cover {
+                file_len: info.file_len,
+                closed: info.closed,
+                health: info.health,
+            };
+            if self.put(number, &directory, cover) {
+                return self.db.flush();
             }
-            Err(error) => tracing::warn!("pack {}: {error}", info.name),
         }
+    }
+
+    /// Puts what a pack holds into sled, with its health as it is now; false
+    /// if there is more of the pack by now. Whoever changes its health puts
+    /// afterwards: so the last to put knows it.
+    fn put(&self, number: PackNumber, directory: &Directory, mut cover: Cover) -> bool {
+        let _putting = self.putting.lock();
+        let Some(now) = self.info(number) else {
+            return true;
+        };
+        if (now.file_len, now.closed) != (cover.file_len, cover.closed) {
+            return false;
+        }
+        cover.health = now.health;
+        self.db.put(&now.name, directory, cover);
+        true
     }
 
     /// Whether look-ups see a pack.
@@ -755,11 +803,8 @@ impl Index {
             name: number.0.to_string(),
         })?;
         let (directory, cover) = self.load(number, &info)?;
-        if self
-            .info(number)
-            .is_some_and(|now| now.file_len == cover.file_len)
-        {
-            self.keep(&info.name, &directory, cover);
+        if self.put(number, &directory, cover) {
+            self.flush_if_due();
         }
         Ok(directory)
     }
@@ -809,9 +854,6 @@ impl Index {
                 directory = Directory::new([directory.entries(), &lost].concat());
             }
         }
-        if cover.health == Health::Damaged {
-            self.distrust_saved();
-        }
         self.unsaved.fetch_add(1, Ordering::Relaxed);
         let directory = Arc::new(directory);
         let mut state = self.state.write();
@@ -830,6 +872,11 @@ impl Index {
             listed.info.count(&directory);
             state.insert(number.0, directory.entries());
             self.directories.insert(number.0, Arc::clone(&directory));
+        }
+        drop(state);
+        // Afterwards, or it could be saved in between as sound.
+        if cover.health == Health::Damaged {
+            self.distrust_saved();
         }
         Ok((directory, cover))
     }
@@ -861,7 +908,7 @@ impl Index {
         file_len: u64,
         closed: bool,
     ) {
-        let (name, health) = {
+        let health = {
             let mut state = self.state.write();
             state.insert(number.0, fresh);
             let Some(listed) = state.listed(number) else {
@@ -870,11 +917,11 @@ impl Index {
             listed.info.file_len = file_len;
             listed.info.closed = closed;
             listed.info.count(directory);
-            let known = (listed.info.name, listed.info.health);
+            let health = listed.info.health;
             // Under the lock, so that nobody puts an older one in its place.
             self.directories
                 .insert(number.0, Arc::new(directory.clone()));
-            known
+            health
         };
         let cover = Cover {
             file_len,
@@ -883,11 +930,10 @@ impl Index {
         };
         self.unsaved
             .fetch_add(fresh.len() as u64 + u64::from(closed), Ordering::Relaxed);
+        self.put(number, directory, cover);
         if closed {
-            self.keep(&name, directory, cover);
+            self.flush_if_due();
             self.save_if_due();
-        } else {
-            self.db.put(&name, directory, cover);
         }
     }
 
@@ -902,11 +948,17 @@ impl Index {
     /// Notes that something in a pack is not as it was written: nothing put
     /// later is taken for being there, and no sweep goes by it.
     pub fn mark_damaged(&self, number: PackNumber) {
-        let is_news = |health: &Health| *health != Health::Damaged;
-        if self.change_health(number, is_news, Health::Damaged) {
-            if let Some(info) = self.info(number) {
-                tracing::error!("pack {} is damaged", info.name);
-            }
+        let marked = {
+            let mut state = self.state.write();
+            let listed = state.listed(number);
+            let listed = listed.filter(|listed| listed.info.health != Health::Damaged);
+            listed.map(|listed| {
+                listed.info.health = Health::Damaged;
+                listed.info.name
+            })
+        };
+        if let Some(name) = marked {
+            tracing::error!("pack {name} is damaged");
             self.keep_health(number);
         }
     }

@@ -629,6 +629,7 @@ pub struct Manifests {
     /// Taken for a look-up only, never across I/O.
     versions: Mutex<HashMap<String, Version>>,
     /// Why nothing may be changed any more, once that is so (invariant 3).
+    /// A leaf.
     unknown: Mutex<Option<String>>,
 }
 

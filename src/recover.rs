@@ -278,6 +278,7 @@ struct Opener<'a> {
     records: HashMap<LayerId, &'a LayerRecord>,
     files: &'a HashMap<LayerId, Vec<u64>>,
     log_ends: &'a BTreeMap<LayerId, u64>,
+    /// One thread recovers: its locks have no order.
     opened: Mutex<HashMap<LayerId, Arc<Layer>>>,
     /// Being opened: none of them may need itself.
     opening: Mutex<HashSet<LayerId>>,

@@ -33,9 +33,11 @@ pub struct Snapshot {
     /// Owner of the live image at that instant.
     pub owner: Owner,
     pub(crate) created_ns: i64,
-    /// Changed under the disk's `meta` only.
+    /// Changed under the disk's `meta` only, as `name` and `base` are. A leaf.
     notes: RwLock<Notes>,
+    /// A leaf.
     name: RwLock<String>,
+    /// After the disk's `state`; before a layer's `sources` and `below`.
     base: RwLock<Below>,
     changed_ns: AtomicI64,
     /// Images that are links to it.

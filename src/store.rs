@@ -116,35 +116,45 @@ pub struct Store {
     root: PathBuf,
     pub(crate) header: Header,
     pub(crate) engine: Arc<Engine>,
-    /// Held while a disk or image gets a name. Lock order: before all others.
+    /// Held while a disk or image gets a name, or a policy changes. Lock
+    /// order: before all others.
     naming: Mutex<()>,
     /// Held by every change of what the catalogue lists, over its manifest.
-    /// Lock order: after a disk's `meta`.
+    /// Lock order: after a disk's `meta`; only that of a new disk, which is in
+    /// no list yet, is taken under it.
     catalogue: Mutex<Catalogue>,
-    /// Disks and imported images, by number. Held for a look only.
+    /// Disks and imported images, by number. Held for a look only; before
+    /// their `state`.
     disks: RwLock<BTreeMap<u32, Arc<Disk>>>,
     /// Named policies. Held for a look or an insertion; changes of what it
-    /// lists hold `naming`.
+    /// lists hold `naming`. A leaf.
     policies: Mutex<BTreeMap<Uuid, PolicyRecord>>,
-    /// Groups, those without members too. Held for a look or an insertion.
+    /// Groups, those without members too. Held for a look or an insertion;
+    /// changes of what it lists hold the catalogue. A leaf.
     groups: Mutex<BTreeMap<Uuid, GroupRecord>>,
+    /// Before all that these take: closing waits for their ends under it.
     threads: Mutex<Vec<JoinHandle<()>>>,
+    /// A leaf, held over writing the file.
     lock: Mutex<Option<StoreLock>>,
     /// Held from the moment layers count as sealed until manifests say so
-    /// and their packs are let go. Lock order: before a disk's `meta`.
+    /// and their packs are let go. Lock order: after `collecting`, before a
+    /// disk's `meta`.
     pub(crate) publishing: Mutex<()>,
     /// Held by a gc from its start to its end, by recompression too. Taken
-    /// by [`Store::lock_collecting`], so that the latter makes way.
+    /// by [`Store::lock_collecting`], so that the latter makes way. Before
+    /// `publishing`, `settling` and all that these come before; never with
+    /// `naming`.
     collecting: Mutex<()>,
     /// How many wait for that.
     collectors: AtomicU32,
-    /// Held for a look.
+    /// After `collecting`; held over its file.
     recompression: Mutex<recompress::Recompression>,
     /// How it grew.
     history: History,
     /// Whoever listens was told that there is little room.
     space_low: AtomicBool,
-    /// What recovery found damaged: gc deletes nothing then.
+    /// What recovery found damaged: gc deletes nothing then. After
+    /// the catalogue and `threads`.
     pub(crate) damage: Mutex<Vec<Damage>>,
 }
 

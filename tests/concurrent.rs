@@ -28,7 +28,7 @@ use snapdisk::store::{self, InitOptions, Options, Store};
 use std::collections::{BTreeMap, BTreeSet, HashSet, VecDeque};
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, OnceLock};
+use std::sync::{Arc, Barrier, Mutex, OnceLock};
 use std::thread;
 
 const SECTOR: usize = 512;
@@ -852,4 +852,96 @@ fn check_after_crash(
         assert_eq!(read.expect("a snapshot").waited(), bytes.len(), "{seed}");
         taken.check(&bytes);
     }
+}
+
+/// A name is one group's, whoever else is given it at that moment.
+#[test]
+fn a_groups_name_goes_to_one() {
+    let index = memory_dir();
+    let store = open_files(&new_files(), index.path()).expect("a new store");
+    let disks = ["a", "b"].map(|name| make(&store, name).expect("a disk"));
+    let parsed = |name: &str| SnapshotName::parse(name.as_ref()).expect("a name");
+    let take = |name: &str, disk: &Arc<Disk>| {
+        let taken = store.take_group(parsed(name), Some(vec![disk.clone()]), OWNER);
+        taken.map(drop)
+    };
+    let (mut renamed, mut random) = (0, Random(1));
+    for number in 0..300 {
+        let (old, new) = (format!("old{number}"), format!("new{number}"));
+        take(&old, &disks[0]).expect("a group");
+        let (start, take, store) = (Barrier::new(2), &take, &store);
+        let outcomes = thread::scope(|scope| {
+            let taking = scope.spawn(|| {
+                start.wait();
+                take(&new, &disks[1])
+            });
+            start.wait();
+            // Taking is the longer way to a name.
+            for _ in 0..random.below(40_000) {
+                std::hint::spin_loop();
+            }
+            let renaming = store.rename_group(&old, parsed(&new));
+            [taking.join().expect("no panic"), renaming]
+        });
+        renamed += u32::from(outcomes[1].is_ok());
+        let got = outcomes.iter().filter(|outcome| outcome.is_ok()).count();
+        assert_eq!(got, 1, "{number}: {outcomes:?}");
+        for group in store.groups() {
+            let deleted = store.delete_group(&group.record.name, &By::Store);
+            deleted.expect("it is there");
+        }
+    }
+    assert!(
+        (1..300).contains(&renamed),
+        "the two did not meet: {renamed}"
+    );
+    store.close().expect("closing");
+}
+
+/// Contract: what a write put behind a clone's end while the clone was made
+/// is there: a last chunk is shared as a whole only if nothing follows.
+#[test]
+fn a_clone_of_a_tail_takes_nothing_from_who_writes_behind_it() {
+    let index = memory_dir();
+    let store = open_files(&new_files(), index.path()).expect("a new store");
+    let from = make(&store, "from").expect("a disk");
+    // Ends in its second chunk, as the clone does.
+    let (chunk, end) = (CHUNK as u64, CHUNK as u64 + 5000);
+    let written = vec![7; 3000];
+    let mut random = Random(1);
+    for number in 0..200 {
+        from.write(end - 4096, &[number as u8; 4096], Wait::Yes)
+            .expect("a write")
+            .waited();
+        let to = make(&store, &format!("to{number}")).expect("a disk");
+        to.truncate(end, false).expect("its size");
+        let (source, start) = (Source::Live(from.clone()), Barrier::new(2));
+        thread::scope(|scope| {
+            scope.spawn(|| {
+                start.wait();
+                let mut at = chunk;
+                while at < end {
+                    at += to.copy_range(&source, at, at, end - at).expect("a copy");
+                }
+            });
+            start.wait();
+            for _ in 0..random.below(20_000) {
+                std::hint::spin_loop();
+            }
+            to.write(end + 100, &written, Wait::Yes)
+                .expect("a write")
+                .waited();
+            to.flush().expect("a flush");
+        });
+        let mut found = vec![0; written.len()];
+        let read = to.read(end + 100, &mut found, Wait::Yes).expect("a read");
+        assert_eq!(read.waited(), found.len(), "{number}");
+        assert!(found == written, "{number}: what was written is gone");
+        let mut copied = vec![0; 4096];
+        to.read(end - 4096, &mut copied, Wait::Yes)
+            .expect("a read")
+            .waited();
+        assert!(copied == [number as u8; 4096], "{number}: the clone");
+    }
+    store.close().expect("closing");
 }

@@ -255,14 +255,18 @@ fn check_killed(what: &str, left: &FaultyFiles, root: &Path, allowed: &[&Content
     store.close().expect("closing");
 }
 
-/// A copy of a directory in place of another.
+/// A copy of a directory in place of another. A store that was dropped without
+/// being closed may still be at work in it for a moment: then again.
 fn copy_of(from: &Path, to: &Path) -> PathBuf {
-    if to.exists() {
-        std::fs::remove_dir_all(to).expect("it goes");
-    }
     std::fs::create_dir_all(to.parent().expect("not the top")).expect("a directory");
-    let mut copy = common::command("cp", &["-r"]);
-    common::run(copy.arg(from).arg(to));
+    common::wait_until("nobody changes what is copied", || {
+        if to.exists() {
+            std::fs::remove_dir_all(to).expect("it goes");
+        }
+        let mut copy = common::command("cp", &["-r"]);
+        let copied = copy.arg(from).arg(to).output();
+        copied.is_ok_and(|output| output.status.success())
+    });
     to.to_owned()
 }
 

@@ -585,6 +585,36 @@ fn dates_far_away_outlive_a_remount() {
     assert_content(&image, b"web");
 }
 
+/// Contract: an image's mtime follows its content, over a restart, too: backup
+/// tools go by it. What was written over blocks that were there, and synced,
+/// needs no record of its own.
+#[test]
+fn the_time_of_the_last_write_outlives_the_mount() {
+    if skipped(&[Need::Mount]) {
+        return;
+    }
+    let store = TestStore::new();
+    let mut mount = store.mount();
+    let path = disk_with(mount.point(), "web", &noise(1, 200_000)).join("disk.img");
+    let time = || {
+        fs::metadata(&path)
+            .expect("stat")
+            .modified()
+            .expect("its time")
+    };
+    open(&path).sync_all().expect("a sync");
+    mount.remount();
+    let before = time();
+    let image = open(&path);
+    image.write_all_at(&noise(2, 8192), 4096).expect("a write");
+    image.sync_all().expect("a sync");
+    drop(image);
+    let written = time();
+    assert!(written > before);
+    mount.remount();
+    assert_eq!(time(), written);
+}
+
 /// Contract: `rm disk.img` is EBUSY while it is open; what no snapshot holds
 /// is kept as `dropped-<time>` that expires; an empty disk can then go.
 #[test]

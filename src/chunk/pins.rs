@@ -9,7 +9,8 @@ use parking_lot::Mutex;
 use std::collections::{HashMap, HashSet};
 use std::hash::Hash;
 
-/// The pins on packs, which go by numbers of some kind.
+/// The pins on packs, which go by numbers of some kind. The lock comes after
+/// the pack writer's and a batch's, before the index'.
 pub struct Pins<Pack>(Mutex<State<Pack>>);
 
 struct State<Pack> {

@@ -118,14 +118,12 @@ pub struct ChunkStore {
     cache: Cache<ChunkId, Cached, CacheWeight>,
     writer: Mutex<Writer>,
     open: RwLock<Option<OpenPack>>,
-    /// A look-up that is to be relied on pins what it found under this lock,
-    /// and a sweep hides a pack under it.
     pub(super) pins: Pins<PackNumber>,
     /// The first error that made packs untrustworthy. A leaf.
     poison: Mutex<Option<String>>,
     /// Packs whose directories are still to be read because a chunk was in
     /// no pack that the index knows; None before the first such chunk: all.
-    /// Held over the reading, and taken alone.
+    /// Held over the reading, before the index' locks.
     to_look_at: Mutex<Option<Vec<PackNumber>>>,
     /// Damaged packs of which something is needed: no sweep judges them. A
     /// leaf.

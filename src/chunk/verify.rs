@@ -76,9 +76,9 @@ impl ChunkStore {
                 }
                 None => self.readable_len(&name, open).min(found),
             };
-            // What is wrong with it is found now.
-            let number = self.index.number(&name);
-            let doubted = number.filter(|number| self.index.trust(*number));
+            // Some of one that is being written may not be read now.
+            let number = fixed.and_then(|_| self.index.number(&name));
+            let doubts = number.and_then(|number| Some((number, self.index.doubts(number)?)));
             let mut found_in_it = Vec::new();
             match self.verify_pack(&name, len, fixed.is_none(), &mut |finding| {
                 found_in_it.push(finding);
@@ -94,11 +94,12 @@ impl ChunkStore {
             // What cannot be read looks like damage all around it.
             let unread = |finding: &Finding| matches!(finding, Finding::PackUnreadable { .. });
             let is_unread = found_in_it.iter().any(unread);
+            let is_whole = !found_in_it.iter().any(Finding::is_damage);
             for finding in found_in_it {
                 findings(finding, is_unread);
             }
-            if let Some(number) = doubted {
-                self.index.keep_health(number);
+            if let Some((number, doubts)) = doubts.filter(|_| is_whole) {
+                self.index.trust(number, doubts);
             }
             verified.packs += 1;
             verified.bytes += found;

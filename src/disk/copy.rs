@@ -179,10 +179,22 @@ impl Disk {
             let state = self.state.read().clone();
             self.commit(&meta, state)?;
         }
-        let chunks = to / unit..(to + len).div_ceil(unit);
-        let last = (chunks.end * blocks).min(MAX_BLOCK);
-        let _range = self.ranges.lock(chunks.start * blocks..last);
+        let blocks_of = |len: u64| to / unit * blocks..(to + len).div_ceil(unit) * blocks;
+        let range = self
+            .ranges
+            .lock(blocks_of(len).start..blocks_of(len).end.min(MAX_BLOCK));
         let head = self.enter()?;
+        // This disk may have grown, and have something behind the range in its
+        // last chunk.
+        let len = match len.is_multiple_of(unit) || head.size() <= to + len {
+            true => len,
+            false => len - len % unit,
+        };
+        if len == 0 {
+            drop((head, range, meta));
+            return self.copy_bytes(source, from, to, whole);
+        }
+        let chunks = to / unit..(to + len).div_ceil(unit);
         // In this order: a log may have the first of two records only.
         head.grow(to + len);
         head.graft(chunks, &base, from / unit)?;

@@ -180,15 +180,19 @@ pub struct Layer {
     /// The smallest size since the layer began: what is below shows through
     /// only under it. So a shrink and a grow read zeros.
     cut: AtomicU64,
+    /// A leaf.
     below: RwLock<Below>,
-    /// Lock order: last; no other lock is taken and no I/O is done in it.
+    /// Lock order: last; no other lock is taken and no I/O is done in it, but
+    /// when recovery, alone, replays a log.
     content: RwLock<Content>,
+    /// Held exclusively over making a file.
     segments: RwLock<HashMap<u64, Arc<Segment>>>,
     /// A file was made since the directory was last synced.
     new_names: AtomicBool,
     /// Held by a sync from its start to its end. Lock order: a layer's
-    /// before that of the layers it has grafts of; those were frozen before
-    /// the graft was made, so the order has no cycle.
+    /// before that of the layers it has grafts of, and of those below them;
+    /// those were frozen before the graft was made, so the order has no cycle.
+    /// Before all others of a layer.
     log: Mutex<LogEnd>,
     /// Why nothing can be trusted to reach the disk any more.
     failed: OnceLock<String>,
@@ -205,7 +209,7 @@ pub struct Layer {
     clean: AtomicBool,
     sealed: OnceLock<Arc<SealedRoot>>,
     /// Every source that a graft in the log may name, for as long as the log
-    /// is there: after a crash an overwritten graft may show again.
+    /// is there: after a crash an overwritten graft may show again. A leaf.
     sources: Mutex<Vec<(GraftSource, Below)>>,
     /// Rises with every change of what is present.
     changes: AtomicU64,
@@ -813,7 +817,9 @@ impl Layer {
             records
         };
         let modified = self.modified_ns();
-        if modified != self.logged_modified_ns.load(Ordering::Relaxed) && !records.is_empty() {
+        // Else it is logged with the next record, or by who notes it for itself.
+        let logs_modified = !records.is_empty();
+        if logs_modified && modified != self.logged_modified_ns.load(Ordering::Relaxed) {
             records.push(Record::Modified(modified));
         }
         let appended = self
@@ -827,7 +833,9 @@ impl Layer {
         }
         self.syncing_graft.store(false, Ordering::SeqCst);
         appended?;
-        self.logged_modified_ns.store(modified, Ordering::Relaxed);
+        if logs_modified {
+            self.logged_modified_ns.store(modified, Ordering::Relaxed);
+        }
         // Whoever syncs a disk goes down to the first clean layer.
         let rests_on_clean = match self.below() {
             Below::Layer(below) => below.is_clean(),

@@ -13,6 +13,7 @@ use std::ops::Range;
 /// The ranges that are held. Lock order: before entering a layer.
 #[derive(Default)]
 pub struct RangeLocks {
+    /// A leaf.
     held: Mutex<Vec<Range<u64>>>,
     released: Condvar,
 }

@@ -50,7 +50,8 @@ pub enum Handle {
     Directory {
         /// Which one.
         node: Node,
-        /// Its names when it was last read from the start. A leaf.
+        /// Its names when it was last read from the start. Held
+        /// over the look at the tree, and not over a reply.
         names: Mutex<Option<Vec<Listed>>>,
     },
     /// A conversation with the command.

@@ -81,6 +81,7 @@ impl Shift for Change {
 struct SealPages<'a> {
     sealed: &'a Sealed,
     batch: &'a Batch,
+    /// A leaf.
     fresh: Mutex<HashMap<ChunkId, Arc<Page>>>,
 }
 

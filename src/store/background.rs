@@ -288,10 +288,11 @@ impl Store {
     /// Syncs every head that has something to sync.
     fn flush_heads(&self) {
         for disk in self.all_disks() {
-            let dirty = disk.layers().iter().any(|layer| layer.is_dirty());
-            if dirty && let Some(head) = disk.head() {
+            // An fsync of blocks that were there has logged none.
+            if let Some(head) = disk.head().filter(|head| head.broken().is_none()) {
                 head.note_modified();
             }
+            let dirty = disk.layers().iter().any(|layer| layer.is_dirty());
             if dirty && let Err(error) = disk.sync_layers() {
                 tracing::error!("disk {}: {error}", disk.name());
             }

@@ -277,8 +277,6 @@ impl Store {
             found.members.iter().map(|(disk, _)| disk.clone()).collect();
         disks.sort_by_key(|disk| disk.number());
         let metas: Vec<_> = disks.iter().map(|disk| disk.lock_meta()).collect();
-        // Something may have been copied from them since.
-        self.engine.sync_grafts()?;
         let found = self.group_of(found.record);
         let mut held = open;
         let mut kept_closed = Vec::new();
@@ -297,6 +295,8 @@ impl Store {
                 by: held,
             });
         }
+        // And since then, from what was open still.
+        self.engine.sync_grafts()?;
         let mut catalogue = self.catalogue.lock();
         let mut next = catalogue.clone();
         next.entries.remove(&found.record.id);
@@ -331,7 +331,8 @@ impl Store {
 
     /// Renames a group; its members keep their names.
     pub fn rename_group(&self, from: &str, to: SnapshotName) -> Result<()> {
-        let _naming = self.naming.lock();
+        // Nobody takes the name, or deletes the group, before this is done.
+        let _catalogue = self.catalogue.lock();
         let found = self.group(from).ok_or_else(|| Error::Missing {
             what: "group",
             name: from.to_owned(),

@@ -178,6 +178,8 @@ impl Store {
             }
             Image::Import { disk, .. } => {
                 let _closed = disk.keep_closed()?;
+                // What was copied from it until it was closed.
+                self.engine.sync_grafts()?;
                 let _meta = disk.lock_meta();
                 let mut catalogue = self.catalogue.lock();
                 self.forget_disk(&mut catalogue, &disk)

@@ -198,9 +198,11 @@ impl Store {
 impl Engine {
     /// What every view of the store but one snapshot shows.
     fn other_views(&self, disk: &Disk, snapshot: &Snapshot) -> Vec<Below> {
-        let mut disks = self.disks.write();
-        disks.retain(|disk| disk.strong_count() > 0);
-        let disks: Vec<Arc<Disk>> = disks.iter().filter_map(|disk| disk.upgrade()).collect();
+        let disks: Vec<Arc<Disk>> = {
+            let mut disks = self.disks.write();
+            disks.retain(|disk| disk.strong_count() > 0);
+            disks.iter().filter_map(|disk| disk.upgrade()).collect()
+        };
         let mut views = Vec::new();
         for other in disks {
             let others = other.list_snapshots().into_iter();

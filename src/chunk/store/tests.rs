@@ -566,6 +566,31 @@ fn what_can_be_read_again_is_trusted_again() -> Result<()> {
     Ok(())
 }
 
+/// A doubt is taken back by who has read all of the pack, and not what it was
+/// when that began.
+#[test]
+fn what_came_after_a_verify_began_is_not_trusted_for_it() -> Result<()> {
+    let mut fixture = Fixture::new();
+    let (store, _) = fixture.open()?;
+    put(&store, 0..10)?;
+    let (number, info) = store.index().packs().remove(0);
+    let once = std::cell::Cell::new(true);
+    let grows = |_, _| {
+        if once.replace(false) {
+            let ids = put(&store, 10..20).expect("they are put");
+            let directory = store.index().directory(number).expect("it is there");
+            let entry = directory.find(&ids[9]).expect("it is there");
+            let bad = entry.offset()..entry.end();
+            fixture.backend.faults().unreadable = Some((info.name.key(), bad));
+            assert!(store.get(Kind::Data, &ids[9]).is_err());
+        }
+    };
+    store.verify(&grows, &mut |finding| panic!("{finding}"))?;
+    assert!(store.index().is_doubtful(number));
+    put(&store, 10..20)?;
+    check(&store, 0..20)
+}
+
 /// A chunk that cannot be read is stored again when its bytes are written
 /// again, also after a restart: it is no dedupe hit.
 #[test]

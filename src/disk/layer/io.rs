@@ -485,6 +485,7 @@ impl Layer {
         };
         if !is_clear {
             self.cut_to(size);
+            self.cleared.store(true, Ordering::SeqCst);
         }
         self.clear_rest(size)?;
         self.own_end(sealed, size)
