@@ -538,6 +538,19 @@ impl Disk {
         self.commit(&meta, next)
     }
 
+    /// Changes the policy that the disk has by then, if any; durable when this
+    /// returns.
+    pub(crate) fn change_policy(&self, change: &dyn Fn(&mut PolicyUse)) -> Result<()> {
+        let _settling = self.engine.settling.read();
+        let meta = self.meta.lock();
+        let mut next = self.state.read().clone();
+        let Some(policy) = &mut next.policy else {
+            return Ok(());
+        };
+        change(policy);
+        self.commit(&meta, next)
+    }
+
     /// The last slot of a policy that was dealt with.
     pub(crate) fn slot_ns(&self) -> Option<i64> {
         self.state.read().slot_ns

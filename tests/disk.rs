@@ -585,6 +585,49 @@ fn dates_far_away_outlive_a_remount() {
     assert_content(&image, b"web");
 }
 
+/// README: a rollback keeps what the disk was, and `rm` for 7 days: a snapshot
+/// that shows the same, but ends by itself before, is no reason not to.
+#[test]
+fn a_snapshot_that_ends_by_itself_keeps_nothing() {
+    if skipped(&[Need::Mount]) {
+        return;
+    }
+    let store = TestStore::new();
+    let mount = store.mount();
+    let disk = disk_with(mount.point(), "web", b"one");
+    let (image, snapshots) = (disk.join("disk.img"), disk.join(".snapshots"));
+    take(&disk, "old");
+    fs::write(&image, b"two").expect("a write");
+    let now = take(&disk, "now");
+    let kept = |prefix: &str| {
+        let names = names(&snapshots).into_iter();
+        let mut names = names.filter(|name| name.starts_with(prefix));
+        names.next()
+    };
+    let end = |snapshot: &Path, date: &str| {
+        let date = format!("$(date -u -d '{date}' +%FT%TZ)");
+        sh(&format!(
+            "setfattr -n snapdisk.expires -v {date} {}",
+            snapshot.display()
+        ));
+    };
+    let rollback =
+        |target: &str| common::snapdisk(&["rollback", &disk.display().to_string(), target]);
+    end(&now, "+30 days");
+    rollback("old");
+    let before = kept("before-rollback-").expect("what the disk was is kept");
+    assert_content(&snapshots.join(before).join("disk.img"), b"two");
+    // One that stays is reason enough.
+    rollback("now");
+    let before = names(&snapshots).into_iter();
+    assert_eq!(before.filter(|name| name.starts_with("before-")).count(), 1);
+    rollback("old");
+    end(&snapshots.join("old"), "+1 hour");
+    fs::remove_file(&image).expect("it goes");
+    let dropped = kept("dropped-").expect("what was dropped is kept");
+    assert_content(&snapshots.join(dropped).join("disk.img"), b"one");
+}
+
 /// Contract: an image's mtime follows its content, over a restart, too: backup
 /// tools go by it. What was written over blocks that were there, and synced,
 /// needs no record of its own.

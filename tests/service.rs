@@ -10,10 +10,11 @@ use serde_json::{Value, json};
 use std::collections::BTreeSet;
 use std::fs::{self, File};
 use std::io::{BufRead, BufReader};
-use std::os::unix::fs::FileExt;
+use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, mpsc};
 use std::thread;
 
 const CHUNK: u64 = 64 << 10;
@@ -198,6 +199,64 @@ fn a_group_is_one_instant_of_all_disks() {
     }
     println!("{behind} times B was one behind, never ahead");
     assert_sound(mount.point());
+}
+
+/// Deleting a group, which makes the kernel forget names in other directories,
+/// ends also while somebody tries to move something between these.
+#[test]
+fn a_group_goes_while_others_rename_across_its_directories() {
+    if skipped(&[Need::Mount]) {
+        return;
+    }
+    let store = TestStore::new();
+    let mount = store.mount();
+    let disk = disk_with(mount.point(), "web", b"web");
+    let groups = mount.path(".snapshots");
+    let device = fs::metadata(mount.point()).expect("stat").dev();
+    let (over, moves) = (
+        Arc::new(AtomicBool::new(false)),
+        Arc::new(AtomicU64::new(0)),
+    );
+    let movers: Vec<_> = [
+        (groups.clone(), disk.join(".snapshots")),
+        (disk.join(".snapshots"), groups.clone()),
+    ]
+    .into_iter()
+    .map(|(from, to)| {
+        let (over, moves) = (over.clone(), moves.clone());
+        thread::spawn(move || {
+            while !over.load(Ordering::SeqCst) {
+                let moved = fs::rename(from.join("none"), to.join("none"));
+                assert!(moved.is_err());
+                moves.fetch_add(1, Ordering::SeqCst);
+            }
+        })
+    })
+    .collect();
+    let (done, told) = mpsc::channel();
+    let deleting = groups.clone();
+    thread::spawn(move || {
+        for number in 0..40 {
+            let group = deleting.join(format!("g{number}"));
+            fs::create_dir(&group).expect("a group");
+            fs::remove_dir(&group).expect("it goes");
+        }
+        done.send(()).ok();
+    });
+    let ended = told.recv_timeout(common::DEADLINE);
+    over.store(true, Ordering::SeqCst);
+    if ended.is_err() {
+        // Else nothing ends this, and not even the daemon can be killed.
+        sh(&format!(
+            "cd /sys/fs/fuse/connections; [ -d {0} ] || mount -t fusectl none .; echo 1 >$PWD/{0}/abort",
+            device & 0xff | device >> 12 & 0xfff00
+        ));
+    }
+    ended.expect("all groups went in time");
+    for mover in movers {
+        mover.join().expect("it ends");
+    }
+    assert!(moves.load(Ordering::SeqCst) > 40);
 }
 
 /// "All or none; rmdir deletes them all or none; a member deleted or renamed

@@ -62,6 +62,13 @@ pub(crate) struct Frozen {
     pub at_ns: i64,
 }
 
+/// Whether nobody deletes a snapshot before that time but by its name: no
+/// policy, which goes by its own counts, and no date.
+fn stays_until(notes: &Notes, until_ns: i64) -> bool {
+    notes.kind != SnapshotKind::Automatic
+        && notes.expires_ns.is_none_or(|ends_ns| ends_ns >= until_ns)
+}
+
 impl Disk {
     /// Makes an empty live image; durable when this returns.
     pub fn create_image(&self, owner: Owner) -> Result<()> {
@@ -253,12 +260,14 @@ impl Disk {
         })
     }
 
-    /// Whether a snapshot shows just what the live image shows.
-    fn is_kept(&self, state: &State, frozen: &Frozen) -> bool {
+    /// Whether a snapshot that `counts` shows just what the live image shows.
+    fn is_kept(&self, state: &State, frozen: &Frozen, counts: impl Fn(&Notes) -> bool) -> bool {
         let record = base_record(&frozen.base);
         (record == BaseRecord::Empty && frozen.size == 0)
             || state.snapshots.iter().any(|(_, snapshot)| {
-                snapshot.size == frozen.size && base_record(&snapshot.base()) == record
+                snapshot.size == frozen.size
+                    && base_record(&snapshot.base()) == record
+                    && counts(&snapshot.notes())
             })
     }
 
@@ -311,7 +320,9 @@ impl Disk {
         let frozen = self.freeze(&meta)?;
         let mut next = self.state.read().clone();
         let mut kept = None;
-        if !self.is_import() && !self.is_kept(&next, &frozen) {
+        let until_ns = frozen.at_ns.saturating_add(DROPPED_KEPT_NS);
+        let stays = |notes: &Notes| stays_until(notes, until_ns);
+        if !self.is_import() && !self.is_kept(&next, &frozen, stays) {
             let name = self.keep(&mut next, "dropped", &frozen, Some(DROPPED_KEPT_NS));
             tracing::info!("disk {}: its dropped image is kept as {name}", next.name);
             kept = Some(name);
@@ -355,7 +366,7 @@ impl Disk {
         };
         let mut next = self.state.read().clone();
         let kept = match &frozen {
-            Some(frozen) if !self.is_kept(&next, frozen) => {
+            Some(frozen) if !self.is_kept(&next, frozen, |notes| stays_until(notes, i64::MAX)) => {
                 Some(self.keep(&mut next, "before-rollback", frozen, None))
             }
             _ => None,
@@ -636,7 +647,7 @@ impl Disk {
             owner: live.owner,
             at_ns: 0,
         };
-        self.is_kept(&state, &frozen)
+        self.is_kept(&state, &frozen, |_| true)
     }
 
     /// Notes when what is said of a snapshot changed, also in the manifest.

@@ -20,11 +20,15 @@ use std::ffi::OsStr;
 use std::fmt::Display;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::mpsc::channel;
 use std::sync::{Arc, OnceLock};
+use std::time::Duration;
 
 const READ_THREADS: usize = 4;
 const WRITE_THREADS: usize = 4;
 const META_THREADS: usize = 16;
+/// How long an answer waits for the kernel to forget names; mostly none.
+const FORGET_PATIENCE: Duration = Duration::from_millis(250);
 
 /// What the threads of a mount share.
 pub(super) struct Shared {
@@ -238,9 +242,12 @@ impl Shared {
     }
 
     /// Tells the kernel that snapshots are gone that nobody removed by their
-    /// names, then answers.
+    /// names, then answers. Waits for that in a thread of a pool, but not for
+    /// ever: a rename may hold what the kernel locks for it, and wait for what
+    /// the request that is to be answered holds.
     pub(super) fn forget_snapshots(self: &Arc<Self>, gone: Vec<(u32, String)>, reply: ReplyEmpty) {
         let shared = self.clone();
+        let (done, told) = channel();
         self.notify.run(move || {
             for (disk, name) in gone {
                 let parent = INodeNo(inode::number_of(Node::Snapshots(disk)));
@@ -251,8 +258,13 @@ impl Shared {
                 });
                 tracing::debug!(?told, name, "forgotten with its group");
             }
-            reply.ok();
+            // Nobody listens any more if it took too long.
+            let _ = done.send(());
         });
+        if told.recv_timeout(FORGET_PATIENCE).is_err() {
+            tracing::debug!("answered before the kernel had forgotten a group");
+        }
+        reply.ok();
     }
 
     /// Lets the calling thread, which took a request, wait for what it needs,

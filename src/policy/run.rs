@@ -251,23 +251,17 @@ impl Store {
     /// A clock that was far ahead was set back: slots begin with now.
     fn restart_policy(&self, disk: &Arc<Disk>, now_ns: i64) -> Result<()> {
         use crate::manifest::PolicyUse;
-        match disk.policy() {
-            Some(PolicyUse::Own(mut text)) => {
+        if let Some(PolicyUse::Named { policy, .. }) = disk.policy()
+            && let Some(record) = self.policies().into_iter().find(|one| one.id == policy)
+        {
+            self.set_policy_attributes(record.number, &|text| {
                 text.modified_ns = text.modified_ns.min(now_ns);
-                disk.set_policy(Some(PolicyUse::Own(text)))?;
-            }
-            Some(PolicyUse::Named { policy, .. }) => {
-                let number = self.policies().into_iter().find(|one| one.id == policy);
-                if let Some(number) = number.map(|record| record.number) {
-                    self.set_policy_attributes(number, &|text| {
-                        text.modified_ns = text.modified_ns.min(now_ns);
-                    })?;
-                }
-                let since_ns = now_ns;
-                disk.set_policy(Some(PolicyUse::Named { policy, since_ns }))?;
-            }
-            None => {}
+            })?;
         }
+        disk.change_policy(&|policy| match policy {
+            PolicyUse::Own(text) => text.modified_ns = text.modified_ns.min(now_ns),
+            PolicyUse::Named { since_ns, .. } => *since_ns = now_ns,
+        })?;
         disk.set_slot(now_ns)
     }
 

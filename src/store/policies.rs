@@ -152,11 +152,13 @@ impl Store {
     /// Renames a named policy, which stays attached. One of the new name
     /// gets its text instead, unless `no_replace`, and the old one goes.
     pub fn rename_policy(&self, from: &str, to: PolicyName, no_replace: bool) -> Result<()> {
+        let naming = self.naming.lock();
         let record = self.policy_named(from)?;
         if from == to.as_str() {
             return Ok(());
         }
         if self.policy(to.as_str()).is_some() {
+            drop(naming);
             if no_replace {
                 return Err(Error::Exists {
                     what: "policy",
@@ -176,10 +178,9 @@ impl Store {
             self.set_named_policy(to, record.text)?;
             return self.remove_policy(from);
         }
-        let _naming = self.naming.lock();
         let renamed = PolicyRecord {
             name: to.into(),
-            ..self.policy_named(from)?
+            ..record
         };
         self.engine.manifests.replace(&renamed)?;
         let event = Event::new(What::Renamed).policy(&renamed.name);

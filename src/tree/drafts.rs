@@ -838,16 +838,10 @@ impl Tree {
                 body.modified = modified;
                 Ok(())
             }
-            Node::PolicyFile(number) => {
-                let disk = self.disk(number)?;
-                match disk.policy() {
-                    Some(PolicyUse::Own(mut text)) => {
-                        apply_to_text(&mut text);
-                        disk.set_policy(Some(PolicyUse::Own(text)))
-                    }
-                    _ => Ok(()),
-                }
-            }
+            Node::PolicyFile(number) => self.disk(number)?.change_policy(&|policy| match policy {
+                PolicyUse::Own(text) => apply_to_text(text),
+                PolicyUse::Named { .. } => {}
+            }),
             Node::NamedPolicy(number) => self.store.set_policy_attributes(number, &apply_to_text),
             _ => Ok(()),
         }
