@@ -641,12 +641,7 @@ impl Index {
                 Ok(directory) => directory,
                 Err(error) => return tracing::warn!("pack {}: {error}", info.name),
             };
-            let cover = Cover {
-                file_len: info.file_len,
-                closed: info.closed,
-                health: info.health,
-            };
-            if self.put(number, &directory, cover) {
+            if self.put(number, &directory, info.file_len, info.closed) {
                 return self.db.flush();
             }
         }
@@ -655,15 +650,19 @@ impl Index {
     /// Puts what a pack holds into sled, with its health as it is now; false
     /// if there is more of the pack by now. Whoever changes its health puts
     /// afterwards: so the last to put knows it.
-    fn put(&self, number: PackNumber, directory: &Directory, mut cover: Cover) -> bool {
+    fn put(&self, number: PackNumber, directory: &Directory, file_len: u64, closed: bool) -> bool {
         let _putting = self.putting.lock();
         let Some(now) = self.info(number) else {
             return true;
         };
-        if (now.file_len, now.closed) != (cover.file_len, cover.closed) {
+        if (now.file_len, now.closed) != (file_len, closed) {
             return false;
         }
-        cover.health = now.health;
+        let cover = Cover {
+            file_len,
+            closed,
+            health: now.health,
+        };
         self.db.put(&now.name, directory, cover);
         true
     }
@@ -803,7 +802,7 @@ impl Index {
             name: number.0.to_string(),
         })?;
         let (directory, cover) = self.load(number, &info)?;
-        if self.put(number, &directory, cover) {
+        if self.put(number, &directory, cover.file_len, cover.closed) {
             self.flush_if_due();
         }
         Ok(directory)
@@ -908,7 +907,7 @@ impl Index {
         file_len: u64,
         closed: bool,
     ) {
-        let health = {
+        {
             let mut state = self.state.write();
             state.insert(number.0, fresh);
             let Some(listed) = state.listed(number) else {
@@ -917,20 +916,13 @@ impl Index {
             listed.info.file_len = file_len;
             listed.info.closed = closed;
             listed.info.count(directory);
-            let health = listed.info.health;
             // Under the lock, so that nobody puts an older one in its place.
             self.directories
                 .insert(number.0, Arc::new(directory.clone()));
-            health
-        };
-        let cover = Cover {
-            file_len,
-            closed,
-            health,
-        };
+        }
         self.unsaved
             .fetch_add(fresh.len() as u64 + u64::from(closed), Ordering::Relaxed);
-        self.put(number, directory, cover);
+        self.put(number, directory, file_len, closed);
         if closed {
             self.flush_if_due();
             self.save_if_due();

@@ -20,6 +20,13 @@ struct State<Pack> {
     protected: Option<HashSet<Pack>>,
 }
 
+impl<Pack: Eq + Hash> State<Pack> {
+    fn is_protected(&self, pack: &Pack) -> bool {
+        let protected = self.protected.as_ref();
+        protected.is_none_or(|protected| protected.contains(pack))
+    }
+}
+
 impl<Pack> Default for Pins<Pack> {
     fn default() -> Pins<Pack> {
         Pins(Mutex::new(State {
@@ -75,18 +82,13 @@ impl<Pack: Copy + Eq + Hash> Pins<Pack> {
     /// Whether the sweep that runs has to leave a pack. True for all without
     /// one.
     pub fn is_protected(&self, pack: Pack) -> bool {
-        let state = self.0.lock();
-        let protected = state.protected.as_ref();
-        protected.is_none_or(|protected| protected.contains(&pack))
+        self.0.lock().is_protected(&pack)
     }
 
     /// Hides a pack, unless it is protected.
     pub fn condemn(&self, pack: Pack, hide: impl FnOnce()) -> bool {
         let state = self.0.lock();
-        let protected = state.protected.as_ref();
-        if state.counts.contains_key(&pack)
-            || protected.is_none_or(|protected| protected.contains(&pack))
-        {
+        if state.counts.contains_key(&pack) || state.is_protected(&pack) {
             return false;
         }
         hide();
