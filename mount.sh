@@ -36,12 +36,14 @@ quoted() { # quoted TEXT: as it is inside quotes in a unit
     echo "${text//%/%%}"
 }
 
+# Whoever unmounts without systemd leaves nothing for ExecStop to do, which is
+# no failure to restart after; what is in use then, SIGTERM unmounts later.
 # A mount has to reach the whole system, so nothing here may give the service
 # a mount namespace of its own; Landlock confines the daemon instead.
 unit_text() { # unit_text STORE MNT
     local store mnt dirs
     # As systemd reads text in quotes; in commands it also expands $.
-    dirs=("$(quoted "$(dirname "$1")")" "$(quoted "$(dirname "$2")")")
+    dirs=("$(quoted "$1")" "$(quoted "$(dirname "$2")")")
     store=$(quoted "$1") mnt=$(quoted "$2")
     store=${store//\$/\$\$} mnt=${mnt//\$/\$\$}
     cat <<END
@@ -54,7 +56,7 @@ Before=remote-fs.target
 [Service]
 Type=forking
 ExecStart="$bin_dir/snapdisk" mount -o allow_other "$store" "$mnt"
-ExecStop="$bin_dir/snapdisk" umount "$mnt"
+ExecStop=-"$bin_dir/snapdisk" umount "$mnt"
 Restart=on-failure
 TimeoutStartSec=infinity
 TimeoutStopSec=300
@@ -182,10 +184,11 @@ case $type in
         # statfs, since the kernel answers stat from its cache for a while.
         if stat -f -- "$mnt" >/dev/null 2>&1; then
             say "$store is mounted at $mnt already"
-            [ -z "${boot:-}" ] || enable_at_boot
-            exit 0
-        fi
-        say "the daemon that served $mnt is gone: mounting $store again" ;;
+            [ -n "${boot:-}" ] || exit 0
+            serving=yes
+        else
+            say "the daemon that served $mnt is gone: mounting $store again"
+        fi ;;
     *) die "$mnt has a filesystem of type $type ($source) mounted: choose another directory" ;;
 esac
 
@@ -199,12 +202,13 @@ cmp -s "$built" "$bin_dir/snapdisk" || install -D -m 755 "$built" "$bin_dir/snap
 [ "$uid" != 0 ] || ln -sf -- "$bin_dir/snapdisk" /sbin/mount.snapdisk
 [[ ":$PATH:" == *":$bin_dir:"* ]] || say "note: $bin_dir is not on your PATH"
 [ -n "$type" ] || mkdir -p -- "$mnt"
-if [ -z "$(ls -A -- "$store" 2>/dev/null)" ]; then
+if [ -z "$(ls -A -I lost+found -- "$store" 2>/dev/null)" ]; then
     mkdir -p -- "$(dirname -- "$store")"
     "$bin_dir/snapdisk" init "$store"
 fi
 if [ -n "${boot:-}" ]; then
     enable_at_boot
+    [ -z "${serving:-}" ] || exit 0
     if [ -d /run/systemd/system ]; then
         systemctl start "$(unit_of "$mnt")"
         say "$store is mounted at $mnt"

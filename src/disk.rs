@@ -323,6 +323,9 @@ pub struct Disk {
     last_rollback: Mutex<String>,
     /// When an import that nobody writes any more is to be finished. A leaf.
     finish_at: Mutex<Option<Instant>>,
+    /// When finishing it is tried again, after it failed. Held while it is
+    /// tried; before all other locks.
+    finish_not_before: Mutex<Option<Instant>>,
 }
 
 /// Shows that the `meta` lock is held.
@@ -372,6 +375,7 @@ impl Disk {
             allocated: Mutex::default(),
             last_rollback: Mutex::default(),
             finish_at: Mutex::default(),
+            finish_not_before: Mutex::default(),
         }
     }
 

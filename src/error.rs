@@ -47,6 +47,13 @@ pub enum Error {
         /// The name asked for.
         name: String,
     },
+    /// What was looked up has gone before it was opened: to be looked up
+    /// again.
+    #[error("{what} is there no more")]
+    Stale {
+        /// What it was.
+        what: String,
+    },
     /// A snapshot of a disk that has no live image.
     #[error("the disk {disk:?} has no disk.img to take a snapshot of")]
     NoImage {

@@ -435,7 +435,7 @@ impl Filesystem for Adapter {
 
     fn flush(&self, _: &Request, _: INodeNo, number: FileHandle, _: LockOwner, reply: ReplyEmpty) {
         match self.0.handles.get(number.0) {
-            Some(handle) if matches!(&*handle, Handle::Draft { .. }) => {
+            Some(handle) if matches!(&*handle, Handle::Draft(_)) => {
                 self.meta(move |shared| data::finish(shared, &handle, reply));
             }
             // close(2) promises nothing about the disk.

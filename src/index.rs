@@ -4,7 +4,8 @@
 //! fingerprints in memory says which packs may hold a chunk; a pack's
 //! directory says whether and where; sled has all directories. The table is
 //! saved to a file now and then, so that opening reads no directories but
-//! those of packs that came since. Who looks for a chunk reads the directory
+//! those of packs that came since. Which packs are not to be relied on is in
+//! a file beside all that. Who looks for a chunk reads the directory
 //! of a closed pack from the pack itself, and from sled only that of a pack
 //! without one, so a stale index cannot make up a chunk (invariant 5).
 //!
@@ -25,10 +26,12 @@ use uuid::Uuid;
 mod db;
 mod saved;
 mod table;
+mod unsound;
 
 use db::{Cover, Db, Kept};
 use saved::Saved;
 use table::{MAX_PACKS, Table};
+use unsound::Unsound;
 
 /// Packs whose directories are kept in memory, in bytes.
 const DIRECTORY_CACHE_BYTES: u64 = 32 << 20;
@@ -132,15 +135,25 @@ impl State {
     }
 
     /// Takes in what was saved.
-    fn restore(saved: Saved) -> Result<State> {
+    fn restore(saved: Saved, health_of: &dyn Fn(&PackName) -> Health) -> Result<State> {
         let mut state = State {
             table: saved.table,
             ..State::default()
         };
         for info in saved.packs {
-            state.add(info)?;
+            let health = health_of(&info.name);
+            state.add(PackInfo { health, ..info })?;
         }
         Ok(state)
+    }
+
+    /// The packs that are not to be relied on.
+    fn unsound(&self) -> Unsound {
+        let listed = self.packs.iter().flatten();
+        let unsound = listed.filter(|listed| listed.info.health != Health::Sound);
+        unsound
+            .map(|listed| (listed.info.name, listed.info.health))
+            .collect()
     }
 
     /// The packs whose chunks are all in the table for good, with their
@@ -235,11 +248,24 @@ pub struct Index {
     dir: PathBuf,
     /// Chunks and other changes since the table was saved.
     unsaved: AtomicU64,
-    /// Held from a look at a pack's health to its being put into sled. Before
-    /// `state` and sled; no pack is read under it.
+    /// Held from a look at how long a pack is to its being put into sled.
+    /// Before `state` and sled; no pack is read under it.
     putting: Mutex<()>,
-    /// Held while the table is saved or removed. Before `state` and sled.
+    /// Held while the table is saved. Before `state` and sled.
     saving: Mutex<()>,
+    /// Held while the file of unsound packs is written. Before `state`.
+    kept_health: Mutex<KeptHealth>,
+}
+
+/// What is known of the file of unsound packs.
+#[derive(Debug)]
+enum KeptHealth {
+    /// It says this.
+    Says(Unsound),
+    /// Perhaps what it should not.
+    Unknown,
+    /// It is the next process's.
+    Ended,
 }
 
 impl Index {
@@ -278,12 +304,30 @@ impl Index {
             unsaved: AtomicU64::new(0),
             putting: Mutex::new(()),
             saving: Mutex::new(()),
+            kept_health: Mutex::new(KeptHealth::Unknown),
         };
+        let unsound_path = unsound::path_beside(dir);
+        let (unsound, others) = match unsound::read(&unsound_path) {
+            Ok(unsound) => (unsound, Health::Sound),
+            // Any may be one: each is relied on again once it was verified.
+            Err(error) => {
+                tracing::error!(
+                    "{}: {error}: all packs are in doubt",
+                    unsound_path.display()
+                );
+                (Unsound::new(), Health::Doubted)
+            }
+        };
+        if others == Health::Sound {
+            *index.kept_health.lock() = KeptHealth::Says(unsound.clone());
+        }
+        let health_of = |name: &PackName| unsound.get(name).copied().unwrap_or(others);
+        let is_damaged = |name: &PackName| health_of(name) == Health::Damaged;
 
         // How much of a pack is known to have been on disk once.
         let mut synced: HashMap<PackName, u64> = HashMap::new();
         let mut gone = Vec::new();
-        let wanted = |name: &PackName, len| packs.get(name) == Some(&len);
+        let wanted = |name: &PackName, len| packs.get(name) == Some(&len) && !is_damaged(name);
         let saved = saved::read(dir, store, wanted).unwrap_or_else(|error| {
             tracing::warn!("the saved table of the index is of no use: {error}");
             None
@@ -296,9 +340,9 @@ impl Index {
                         false => gone.push(name),
                     }
                 }
-                *index.state.write() = State::restore(saved)?;
+                *index.state.write() = State::restore(saved, &health_of)?;
             }
-            None => gone = index.learn_all(&packs)?,
+            None => gone = index.learn_all(&packs, &health_of)?,
         }
         for name in gone {
             index.db.remove(&name);
@@ -318,16 +362,16 @@ impl Index {
             let mut earlier = Earlier {
                 len,
                 synced: synced.get(&name).copied().unwrap_or(0),
-                health: Health::Sound,
+                health: health_of(&name),
                 kept: None,
             };
             if let Kept::Value(value) = index.db.get(&name) {
-                if value.cover.file_len == len && value.cover.health != Health::Damaged {
-                    index.learn(name, value.cover, &value.directory)?;
+                // A damaged one is looked at again, to tell of it.
+                if value.cover.file_len == len && !is_damaged(&name) {
+                    index.learn(name, value.cover, earlier.health, &value.directory)?;
                     continue;
                 }
                 earlier.synced = earlier.synced.max(value.cover.file_len);
-                earlier.health = value.cover.health;
                 earlier.kept = Some(value).filter(|value| value.cover.file_len == len);
             }
             index.rebuild(name, &earlier, &mut opened.findings)?;
@@ -341,22 +385,26 @@ impl Index {
             progress(total, total);
         }
         index.state.write().table.settle();
+        index.keep_health();
         index.save_if_due();
         Ok((index, opened))
     }
 
     /// Takes in what sled has of these packs. Returns those that are gone.
-    fn learn_all(&self, packs: &HashMap<PackName, u64>) -> Result<Vec<PackName>> {
+    fn learn_all(
+        &self,
+        packs: &HashMap<PackName, u64>,
+        health_of: &dyn Fn(&PackName) -> Health,
+    ) -> Result<Vec<PackName>> {
         let mut gone = Vec::new();
         let mut outcome = Ok(());
         let all = self.db.each(|name, value| match (packs.get(&name), value) {
             (None, _) => gone.push(name),
-            (Some(len), Some(value))
-                if value.cover.file_len == *len
-                    && value.cover.health != Health::Damaged
-                    && outcome.is_ok() =>
-            {
-                outcome = self.learn(name, value.cover, &value.directory);
+            (Some(len), Some(value)) if value.cover.file_len == *len && outcome.is_ok() => {
+                match health_of(&name) {
+                    Health::Damaged => {}
+                    health => outcome = self.learn(name, value.cover, health, &value.directory),
+                }
             }
             _ => {}
         });
@@ -370,13 +418,19 @@ impl Index {
 
     /// Takes in a pack of an earlier run; its chunks are found once the table
     /// is settled.
-    fn learn(&self, name: PackName, cover: Cover, directory: &Directory) -> Result<()> {
+    fn learn(
+        &self,
+        name: PackName,
+        cover: Cover,
+        health: Health,
+        directory: &Directory,
+    ) -> Result<()> {
         let mut info = PackInfo {
             name,
             file_len: cover.file_len,
             closed: cover.closed,
             earlier: true,
-            health: cover.health,
+            health,
             records: 0,
             record_bytes: 0,
             plain_bytes: 0,
@@ -433,17 +487,18 @@ impl Index {
         let cover = Cover {
             file_len: len,
             closed: contents.closed,
-            health: match damage.iter().any(Finding::is_damage) {
-                true => Health::Damaged,
-                false => earlier.health,
-            },
+        };
+        let health = match damage.iter().any(Finding::is_damage) {
+            true => Health::Damaged,
+            false => earlier.health,
         };
         findings.append(&mut damage);
         if earlier.health == Health::Damaged {
             tracing::error!("pack {name} is damaged");
         }
-        self.learn(name, cover, &contents.directory)?;
-        self.keep(&name, &contents.directory, cover);
+        self.learn(name, cover, health, &contents.directory)?;
+        self.db.put(&name, &contents.directory, cover);
+        self.flush_if_due();
         Ok(())
     }
 
@@ -457,11 +512,7 @@ impl Index {
             _ => Health::Unread,
         };
         if let Some(kept) = &earlier.kept {
-            let cover = Cover {
-                health,
-                ..kept.cover
-            };
-            return self.learn(name, cover, &kept.directory);
+            return self.learn(name, kept.cover, health, &kept.directory);
         }
         let around = self.read_around(&name, earlier.len);
         let directory = around.unwrap_or_else(|error| {
@@ -471,9 +522,8 @@ impl Index {
         let cover = Cover {
             file_len: earlier.len,
             closed: false,
-            health,
         };
-        self.learn(name, cover, &directory)
+        self.learn(name, cover, health, &directory)
     }
 
     /// What a pack holds around what cannot be read.
@@ -484,12 +534,6 @@ impl Index {
 
     fn read(&self, name: &PackName, len: u64) -> Result<Contents> {
         Reader::new(&*self.backend, name).contents(self.store, len)
-    }
-
-    /// Puts a directory into sled, and flushes now and then.
-    fn keep(&self, name: &PackName, directory: &Directory, cover: Cover) {
-        self.db.put(name, directory, cover);
-        self.flush_if_due();
     }
 
     /// After something was put.
@@ -528,16 +572,6 @@ impl Index {
         let shard = |shard| self.state.read().table.slots(shard);
         if let Err(error) = saved::write(&self.dir, self.store, &packs, slots, shard) {
             tracing::warn!("the table of the index is not saved: {error}");
-        }
-    }
-
-    /// Removes the saved table: it says that all is well with a pack of
-    /// which that is not true.
-    fn distrust_saved(&self) {
-        self.unsaved.fetch_add(1, Ordering::Relaxed);
-        let _saving = self.saving.lock();
-        if let Err(error) = saved::remove(&self.dir) {
-            tracing::warn!("removing the saved table of the index: {error}");
         }
     }
 
@@ -601,7 +635,7 @@ impl Index {
             is_news
         };
         if is_news {
-            self.keep_health(number);
+            self.keep_health();
         }
     }
 
@@ -628,43 +662,42 @@ impl Index {
                 .is_some()
         };
         if is_news {
-            self.keep_health(number);
+            self.keep_health();
         }
     }
 
-    /// Puts what is known of a pack's health into sled, for the next run: its
-    /// directory does not show it.
-    fn keep_health(&self, number: PackNumber) {
-        self.distrust_saved();
-        while let Some(info) = self.info(number) {
-            let directory = match self.directory(number) {
-                Ok(directory) => directory,
-                Err(error) => return tracing::warn!("pack {}: {error}", info.name),
-            };
-            if self.put(number, &directory, info.file_len, info.closed) {
-                return self.db.flush();
+    /// Writes down, for later runs, which packs are not to be relied on, if
+    /// that is news.
+    fn keep_health(&self) {
+        let mut kept = self.kept_health.lock();
+        let now = self.state.read().unsound();
+        match &*kept {
+            KeptHealth::Ended => return,
+            KeptHealth::Says(known) if *known == now => return,
+            KeptHealth::Says(_) | KeptHealth::Unknown => {}
+        }
+        // Nor does the saved table list such a pack.
+        self.unsaved.fetch_add(1, Ordering::Relaxed);
+        let written = unsound::write(&unsound::path_beside(&self.dir), &now);
+        *kept = match written {
+            Ok(()) => KeptHealth::Says(now),
+            // Tried again with the next pack, and when the store is closed.
+            Err(error) => {
+                tracing::warn!("which packs are unsound is not kept: {error}");
+                KeptHealth::Unknown
             }
-        }
+        };
     }
 
-    /// Puts what a pack holds into sled, with its health as it is now; false
-    /// if there is more of the pack by now. Whoever changes its health puts
-    /// afterwards: so the last to put knows it.
-    fn put(&self, number: PackNumber, directory: &Directory, file_len: u64, closed: bool) -> bool {
+    /// Puts what a pack holds into sled, unless there is more of the pack by
+    /// now.
+    fn put(&self, number: PackNumber, directory: &Directory, cover: Cover) {
         let _putting = self.putting.lock();
-        let Some(now) = self.info(number) else {
-            return true;
-        };
-        if (now.file_len, now.closed) != (file_len, closed) {
-            return false;
+        let now = self.info(number);
+        let now = now.filter(|now| (now.file_len, now.closed) == (cover.file_len, cover.closed));
+        if let Some(now) = now {
+            self.db.put(&now.name, directory, cover);
         }
-        let cover = Cover {
-            file_len,
-            closed,
-            health: now.health,
-        };
-        self.db.put(&now.name, directory, cover);
-        true
     }
 
     /// Whether look-ups see a pack.
@@ -802,9 +835,8 @@ impl Index {
             name: number.0.to_string(),
         })?;
         let (directory, cover) = self.load(number, &info)?;
-        if self.put(number, &directory, cover.file_len, cover.closed) {
-            self.flush_if_due();
-        }
+        self.put(number, &directory, cover);
+        self.flush_if_due();
         Ok(directory)
     }
 
@@ -824,14 +856,11 @@ impl Index {
     /// Takes in what the pack itself says.
     fn load(&self, number: PackNumber, info: &PackInfo) -> Result<(Arc<Directory>, Cover)> {
         let contents = self.read(&info.name, info.file_len)?;
-        let mut cover = Cover {
+        let cover = Cover {
             file_len: info.file_len,
             closed: contents.closed,
-            health: match contents.findings.iter().any(Finding::is_damage) {
-                true => Health::Damaged,
-                false => Health::Sound,
-            },
         };
+        let mut is_damaged = contents.findings.iter().any(Finding::is_damage);
         for finding in &contents.findings {
             tracing::warn!("{finding}");
         }
@@ -849,7 +878,7 @@ impl Index {
                 .copied()
                 .collect();
             if !lost.is_empty() {
-                cover.health = Health::Damaged;
+                is_damaged = true;
                 directory = Directory::new([directory.entries(), &lost].concat());
             }
         }
@@ -860,9 +889,8 @@ impl Index {
             return Ok((directory, cover));
         };
         // Its directory may be whole while a record is known not to be.
-        match cover.health {
-            Health::Damaged => listed.info.health = Health::Damaged,
-            _ => cover.health = listed.info.health,
+        if is_damaged {
+            listed.info.health = Health::Damaged;
         }
         // Its writer may have published more of it while it was read, and
         // what the writer says is newer.
@@ -873,9 +901,8 @@ impl Index {
             self.directories.insert(number.0, Arc::clone(&directory));
         }
         drop(state);
-        // Afterwards, or it could be saved in between as sound.
-        if cover.health == Health::Damaged {
-            self.distrust_saved();
+        if is_damaged {
+            self.keep_health();
         }
         Ok((directory, cover))
     }
@@ -922,8 +949,9 @@ impl Index {
         }
         self.unsaved
             .fetch_add(fresh.len() as u64 + u64::from(closed), Ordering::Relaxed);
-        self.put(number, directory, file_len, closed);
+        self.put(number, directory, Cover { file_len, closed });
         if closed {
+            self.keep_health();
             self.flush_if_due();
             self.save_if_due();
         }
@@ -951,7 +979,7 @@ impl Index {
         };
         if let Some(name) = marked {
             tracing::error!("pack {name} is damaged");
-            self.keep_health(number);
+            self.keep_health();
         }
     }
 
@@ -1029,6 +1057,8 @@ impl Index {
 
     /// Saves the table, flushes and closes sled; look-ups go on without it.
     pub fn close(&self) {
+        self.keep_health();
+        *self.kept_health.lock() = KeptHealth::Ended;
         if self.unsaved.load(Ordering::Relaxed) > 0 {
             self.save();
         }

@@ -20,6 +20,7 @@ mod manage;
 mod notes;
 
 pub(crate) use info::UNIQUE;
+pub use manage::OpenSnapshot;
 pub use notes::Notes;
 
 /// A disk as it was at one instant.

@@ -192,8 +192,9 @@ pub fn init(root: &Path, options: &InitOptions) -> Result<()> {
                     name: shown,
                 });
             }
-            // A store whose making was cut short has these only.
-            let known = ["packs", "manifests", "layers", "lock"];
+            // A store whose making was cut short has these only, and a new
+            // filesystem the last.
+            let known = ["packs", "manifests", "layers", "lock", "lost+found"];
             let stranger = entries.find_map(|entry| {
                 let name = entry.ok()?.file_name();
                 (!known.iter().any(|known| name == *known)).then_some(name)

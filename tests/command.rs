@@ -193,8 +193,8 @@ fn start_in_foreground(store: &TestStore) -> std::io::Result<Child> {
     Ok(child)
 }
 
-/// SIGTERM and `umount` end a mount cleanly; while files are open SIGTERM
-/// only says so, and `umount` is refused.
+/// SIGTERM and `umount` end a mount cleanly; while files are open `umount` is
+/// refused, and SIGTERM ends it once they are closed.
 #[test]
 fn mounts_end_cleanly() -> Outcome {
     if skipped(&[Need::Mount]) {
@@ -223,7 +223,7 @@ fn mounts_end_cleanly() -> Outcome {
     wait_until("the log says so", || store.log().contains("is in use"));
     assert_eq!(fs::read(&image)?, b"kept");
     drop(held);
-    mount.unmount();
+    wait_until("it is unmounted", || !mount.path(".images").exists());
     let said = snapdisk_fails(&["umount", &text(&store.point())]);
     assert!(said.contains("nothing is mounted"), "{said}");
     Ok(())
@@ -520,6 +520,11 @@ fn a_full_store_goes_on_but_for_writing() -> Outcome {
     let web = disk_with(mount.point(), "web", &bytes);
     let snapshot = take(&web, "one");
     wait_ready(&snapshot);
+    // An image that is still being written when there is no more room.
+    let import = mount.path(".images/import.img");
+    let importing = File::create(&import)?;
+    importing.write_all_at(&bytes, 0)?;
+    importing.sync_all()?;
     let other = disk_with(mount.point(), "other", b"");
     let image = open(&other.join("disk.img"));
     let mut at = 0;
@@ -551,8 +556,6 @@ fn a_full_store_goes_on_but_for_writing() -> Outcome {
     image.sync_all()?;
     drop(image);
     whole(&mount)?;
-    mount.remount();
-    whole(&mount)?;
     // Others may take what was kept in reserve, to the last byte.
     let ballast = filesystem.path("ballast");
     let mut refused = std::io::copy(&mut std::io::repeat(1), &mut File::create(&ballast)?).err();
@@ -561,6 +564,10 @@ fn a_full_store_goes_on_but_for_writing() -> Outcome {
         Some(libc::ENOSPC)
     );
     whole(&mount)?;
+    // Its first reader cannot make it read-only, and reads it all the same.
+    drop(importing);
+    assert_same(&fs::read(&import)?, &bytes, "the image");
+    assert!(OpenOptions::new().write(true).open(&import).is_ok());
     let no_space = |output: &std::process::Output| {
         let said = String::from_utf8_lossy(&output.stderr);
         assert!(said.contains("No space left"), "{said}");
@@ -584,6 +591,12 @@ fn a_full_store_goes_on_but_for_writing() -> Outcome {
     fs::remove_file(&ballast)?;
     mount.remount();
     whole(&mount)?;
+    assert_same(&fs::read(&import)?, &bytes, "the image");
+    assert_errno(
+        OpenOptions::new().write(true).open(&import),
+        libc::EROFS,
+        "writing a finished image",
+    );
     assert_sound(mount.point());
     fs::remove_dir(mount.path("web/.snapshots/one"))?;
     run(command("truncate", &["-s", "1M"]).arg(mount.path("other/disk.img")));

@@ -795,7 +795,7 @@ fn unreadable(call: Call, path: &str) -> Fault {
 /// One sector that cannot be read does not keep a store from being opened:
 /// the header has a copy, and the catalogue is made anew by a repair.
 #[test]
-fn a_store_opens_without_the_copy_of_its_header_and_mends_its_catalogue() {
+fn a_store_opens_without_half_of_its_header_and_mends_its_catalogue() {
     let home = memory_dir();
     let (files, bytes) = sample(home.path());
     let check = |store: &Arc<Store>| {
@@ -805,12 +805,26 @@ fn a_store_opens_without_the_copy_of_its_header_and_mends_its_catalogue() {
             .expect("it is read");
         assert!(found == bytes[CHUNK..2 * CHUNK]);
     };
-    files.fail(unreadable(Call::Read, "manifests/store-copy"));
-    let store = open_files(&files, home.path()).expect("it opens without the copy");
-    assert!(files.hits() > 0, "the copy was not read");
-    check(&store);
-    store.close().expect("closing");
-    drop(store);
+    // Of the header, which is read first, and of its copy.
+    let first = Fault {
+        times: 1,
+        ..unreadable(Call::Read, "manifests/store")
+    };
+    for fault in [first, unreadable(Call::Read, "manifests/store-copy")] {
+        let what = fault.path.clone();
+        files.fail(fault);
+        let store = open_files(&files, home.path());
+        let store = store.unwrap_or_else(|error| panic!("without {what}: {error}"));
+        assert!(files.hits() > 0, "{what} was not read");
+        check(&store);
+        store.close().expect("closing");
+        drop(store);
+        files.mend();
+    }
+    files.fail(unreadable(Call::Read, "manifests/store"));
+    let neither = open_files(&files, home.path()).map(drop);
+    let error = neither.expect_err("neither can be read");
+    assert!(error.to_string().contains("manifests/store"), "{error}");
     files.mend();
     files.fail(unreadable(Call::Read, "manifests/catalogue"));
     assert!(open_files(&files, home.path()).is_err());

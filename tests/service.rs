@@ -879,7 +879,10 @@ fn a_frozen_snapshot_needs_no_recovery() {
     fs::write(live.path("again"), b"x").expect("not frozen");
     live.unmount();
     // No loop device: nothing to hold still.
-    snapdisk(&["snapshot", "--freeze", "unmounted", &shown(&web)]);
+    let mut unmounted = command(SNAPDISK, &["snapshot", "--freeze", "unmounted"]);
+    let output = run(unmounted.arg(&web));
+    let said = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert!(said.contains("none was held still"), "{said}");
 }
 
 /// Backup tools read snapshots as plain files, and what is the same is not

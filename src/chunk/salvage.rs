@@ -67,7 +67,7 @@ impl SweepRun {
         let from: HashSet<PackNumber> = numbered.iter().map(|(number, _)| *number).collect();
         let mut known: Vec<Entry> = Vec::new();
         for (number, name) in numbered {
-            match self.salvage_pack(number, &name, &mut salvaged) {
+            match self.salvage_pack(number, &name, &from, &mut salvaged) {
                 Ok(()) if self.is_foreign(&name) => {
                     tracing::error!("pack {name} is another store's or another pack: it stays");
                 }
@@ -85,7 +85,7 @@ impl SweepRun {
         }
         for entry in &known {
             let (kind, id) = (entry.kind, &entry.id);
-            if !salvaged.batch.contains(kind, id)
+            if !self.has_elsewhere(&salvaged.batch, entry, &from)
                 && let Some(bytes) = self.store.cached(kind, id)
                 && salvaged.batch.put(kind, id, &bytes)?
             {
@@ -110,6 +110,7 @@ impl SweepRun {
         &self,
         number: PackNumber,
         name: &PackName,
+        from: &HashSet<PackNumber>,
         salvaged: &mut Salvaged,
     ) -> Result<()> {
         let store = &self.store;
@@ -122,7 +123,7 @@ impl SweepRun {
         pack.scan(len, |entry, stored| {
             if failed.is_some()
                 || stored.open(&store.keys).is_err()
-                || salvaged.batch.contains(entry.kind, &entry.id)
+                || self.has_elsewhere(&salvaged.batch, entry, from)
             {
                 return;
             }

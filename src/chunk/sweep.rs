@@ -224,6 +224,12 @@ impl SweepRun {
                 },
                 Some(_) => continue,
             };
+            let is_cut = found
+                .get(&info.name.key())
+                .is_none_or(|len| *len < info.file_len);
+            if is_cut {
+                self.store.index.mark_damaged(*number);
+            }
             return Err(ended(&finding));
         }
         Ok(())
@@ -385,7 +391,9 @@ impl SweepRun {
                 if self.has_elsewhere(&batch, entry, &from) {
                     continue;
                 }
-                let (mut stored, plain) = self.store.read_checked(&pack.info.name, entry)?;
+                let (mut stored, plain) =
+                    self.store
+                        .read_checked(pack.number, &pack.info.name, entry)?;
                 if copying == Copying::Repacked {
                     stored.repack(&plain);
                 }
@@ -416,34 +424,45 @@ impl SweepRun {
     }
 
     /// Whether a chunk is sound in a pack that stays; pins that.
-    fn has_elsewhere(&self, batch: &Batch, entry: &Entry, from: &HashSet<PackNumber>) -> bool {
+    pub(super) fn has_elsewhere(
+        &self,
+        batch: &Batch,
+        entry: &Entry,
+        from: &HashSet<PackNumber>,
+    ) -> bool {
         batch.contains_outside(entry.kind, &entry.id, from)
             && self.store.read_back(entry, from).is_ok()
     }
 }
 
 impl ChunkStore {
-    /// A record and what it holds, which has its id.
-    fn read_checked(&self, name: &PackName, entry: &Entry) -> Result<(pack::Stored, Vec<u8>)> {
-        let damaged = |detail| {
-            ended(&Finding::Chunk {
-                pack: *name,
-                offset: entry.offset(),
-                record_len: entry.record_len(),
-                kind: entry.kind,
-                id: entry.id,
-                detail,
-            })
-        };
-        let stored = match pack::read_record(&*self.backend, name, entry) {
-            Ok(stored) => stored,
-            Err(ReadError::Io(error)) => return Err(error),
-            Err(ReadError::Stale(detail) | ReadError::Damaged(detail)) => {
-                return Err(damaged(detail));
+    /// A record and what it holds, which has its id. If it has not, or
+    /// cannot be read, that is noted of its pack.
+    fn read_checked(
+        &self,
+        number: PackNumber,
+        name: &PackName,
+        entry: &Entry,
+    ) -> Result<(pack::Stored, Vec<u8>)> {
+        let read = pack::read_record(&*self.backend, name, entry);
+        let checked = read.map_err(ReadError::or_damaged).and_then(|stored| {
+            let plain = stored.open(&self.keys).map_err(ReadError::Damaged)?;
+            Ok((stored, plain))
+        });
+        checked.map_err(|error| {
+            self.mark(number, &error);
+            match error {
+                ReadError::Io(error) => error,
+                ReadError::Stale(detail) | ReadError::Damaged(detail) => ended(&Finding::Chunk {
+                    pack: *name,
+                    offset: entry.offset(),
+                    record_len: entry.record_len(),
+                    kind: entry.kind,
+                    id: entry.id,
+                    detail,
+                }),
             }
-        };
-        let plain = stored.open(&self.keys).map_err(damaged)?;
-        Ok((stored, plain))
+        })
     }
 }
 

@@ -160,6 +160,16 @@ fn take_in_mount(names: &[OsString], freeze: bool) -> Result<Vec<Outcome>, Failu
         true => super::freeze::freeze(&dirs)?,
         false => None,
     };
+    if freeze && frozen.is_none() {
+        eprintln!(
+            "snapdisk: note: no filesystem that can be written is mounted from {} here, so none \
+             was held still",
+            match dirs.len() {
+                1 => "this disk's image",
+                _ => "these disks' images",
+            }
+        );
+    }
     let outcome = match &dirs[..] {
         [dir] => take(dir, name),
         several => take_group(several, name),
@@ -234,8 +244,8 @@ fn take(dir: &Path, name: &OsStr) -> Result<(), Failure> {
             Ok(_) => Failure::system("snapshot of", dir, &error),
         },
         Some(libc::EDQUOT) => Failure::new(what, "the disk has as many snapshots as it may").hint(
-            "`rmdir` one that is not needed any more, or allow more with \
-                 `snapdisk set MNT max_manual_snapshots=…`",
+            "`rmdir` one that is not needed any more, or allow more with `snapdisk set MNT \
+             max_manual_snapshots=…`, or `max_snapshots=…` if that is what is reached",
         ),
         _ => Failure {
             what,

@@ -252,10 +252,16 @@ impl Daemon {
     }
 }
 
-/// Unmounts our mount, and nobody else's that has taken its place.
+/// How often it is tried again to unmount what is in use.
+const RETRY_EVERY: Duration = Duration::from_secs(1);
+
+/// Unmounts our mount, and nobody else's that has taken its place; while it
+/// is in use, as soon as it no longer is: whoever ends a service signals once.
 fn end(store: &Path, point: &Path) {
     // The signal may come just before the mount is there.
-    for _ in 0..20 {
+    let mut looks = 20;
+    let mut was_busy = false;
+    while looks > 0 {
         let is_ours = match mounts() {
             Ok(now) => now
                 .at(point)
@@ -266,21 +272,28 @@ fn end(store: &Path, point: &Path) {
             }
         };
         if !is_ours {
+            looks -= 1;
             thread::sleep(LOOK_EVERY);
             continue;
         }
         match unmount(point, false) {
-            Ok(()) => {}
-            Err(error) if is_busy(&error) => tracing::warn!(
-                "{} is in use, so it stays mounted: close or unmount what uses it, then signal again",
-                point.display()
-            ),
+            Ok(()) => return,
+            Err(error) if is_busy(&error) => {
+                if !std::mem::replace(&mut was_busy, true) {
+                    tracing::warn!(
+                        "{} is in use: it is unmounted once what uses it is closed or unmounted",
+                        point.display()
+                    );
+                }
+                thread::sleep(RETRY_EVERY);
+            }
             Err(error) => {
                 tracing::error!("{}", Failure::system("unmounting", point, &error));
+                return;
             }
         }
-        return;
     }
+    tracing::warn!("{} does not show the store (any more)", point.display());
 }
 
 #[cfg(test)]

@@ -1,6 +1,6 @@
 //! `snapdisk events`, `explain` and `wait`: what happened, and why not.
 
-use super::ask::{Place, ask};
+use super::ask::{Place, ask, mounts};
 use super::bar::Bar;
 use super::failure::Failure;
 use super::out::{self, say};
@@ -163,8 +163,11 @@ pub(super) fn explain(explain: &Explain) -> anyhow::Result<ExitCode> {
                 _ => &path,
             };
             let place = Place::find(Some(there))?;
+            // As the store's tree has it, bind mounts or not.
             let inner = match &place {
-                Place::Mounted(point) => path.strip_prefix(point).ok().map(Path::to_owned),
+                Place::Mounted(_) => mounts()?
+                    .holding(&path)
+                    .and_then(|mount| mount.inner(&path)),
                 Place::Unmounted(_) => None,
             };
             (place, Some(inner.unwrap_or_default()))
@@ -222,8 +225,8 @@ fn advice(errno: &str) -> Option<&'static str> {
              `fuser -v FILE` show who has an image open"
         }
         "EDQUOT" => {
-            "delete snapshots that are not needed, or allow more with \
-             `snapdisk set MNT max_manual_snapshots=…`"
+            "delete snapshots that are not needed, or allow more with `snapdisk set MNT \
+             max_manual_snapshots=…`, or `max_snapshots=…` if that is what is reached"
         }
         "EINVAL" => "names: letters, digits and ._-:+@=; `snapdisk policy check FILE` for policies",
         "EROFS" => "snapshots, images and .status never change; `cp` a snapshot's disk.img instead",

@@ -31,7 +31,8 @@ impl Drop for Frozen {
 }
 
 /// The block devices of loop devices that have a disk's image as their file,
-/// and of their partitions, as `major:minor`.
+/// and of their partitions, each as `major:minor` and as `/dev/NAME`: btrfs
+/// shows the latter only.
 fn devices_of(disk: &Path) -> Result<Vec<String>, Failure> {
     let image = disk.join(IMAGE_FILE);
     let wanted =
@@ -49,12 +50,17 @@ fn devices_of(disk: &Path) -> Result<Vec<String>, Failure> {
         if !same {
             continue;
         }
-        let number = |path: &Path| fs::read_to_string(path.join("dev"));
-        devices.push(number(&entry).map_err(failed)?.trim().to_owned());
+        let mut add = |path: &Path| -> io::Result<()> {
+            devices.push(fs::read_to_string(path.join("dev"))?.trim().to_owned());
+            let name = path.file_name().unwrap_or_default().to_string_lossy();
+            devices.push(format!("/dev/{name}"));
+            Ok(())
+        };
+        add(&entry).map_err(failed)?;
         for part in fs::read_dir(&entry).map_err(failed)? {
             let part = part.map_err(failed)?.path();
             if part.join("partition").exists() {
-                devices.push(number(&part).map_err(failed)?.trim().to_owned());
+                add(&part).map_err(failed)?;
             }
         }
     }
@@ -74,9 +80,12 @@ fn mounted_on(devices: &[String]) -> Result<Vec<PathBuf>, Failure> {
         let [_, _, device, _, point, ..] = fields[..] else {
             continue;
         };
-        let options = fields.last().copied().unwrap_or_default();
+        let [.., source, options] = fields[..] else {
+            continue;
+        };
         let writable = options.split(',').any(|option| option == "rw");
-        if writable && devices.iter().any(|one| one == device) && !seen.contains(&device) {
+        let is_one = devices.iter().any(|one| one == device || one == source);
+        if writable && is_one && !seen.contains(&device) {
             seen.push(device);
             points.push(PathBuf::from(crate::mountinfo::unescape(point.as_bytes())));
         }

@@ -43,6 +43,8 @@ impl Taking {
 
 /// How long after its last writer an import is finished.
 const IMPORT_DELAY: Duration = Duration::from_secs(2);
+/// When it is tried again after a failure, such as for want of space.
+const IMPORT_RETRY: Duration = Duration::from_secs(60);
 
 /// A head that is about to be put above another.
 pub(crate) struct Swap<'a> {
@@ -425,6 +427,29 @@ impl Disk {
     /// When it is to be finished, if it is an import that nobody writes.
     pub(crate) fn finish_at(&self) -> Option<Instant> {
         *self.finish_at.lock()
+    }
+
+    /// Ends the import of an image, as [`Disk::finish_import`] does. If that
+    /// cannot be done now, the image stays writable, can be read all the
+    /// same, and is tried again later.
+    pub(crate) fn finish_import_or_later(self: &Arc<Self>) {
+        // One that failed stays so until the store is opened anew.
+        if self.poisoned().is_some() {
+            *self.finish_at.lock() = None;
+            return;
+        }
+        // Not at each read.
+        let mut retry_at = self.finish_not_before.lock();
+        if retry_at.is_none_or(|at| at <= Instant::now()) {
+            let Err(error) = self.finish_import() else {
+                return;
+            };
+            tracing::warn!("image {} stays writable: {error}", self.name());
+            *retry_at = Some(Instant::now() + IMPORT_RETRY);
+        }
+        if std::mem::replace(&mut *self.finish_at.lock(), *retry_at) != *retry_at {
+            self.engine.work.raise(|work| work.finish = true);
+        }
     }
 
     /// Ends the import of an image: from now on it is read-only. Nothing

@@ -30,8 +30,8 @@ impl Handle {
     fn read(&self, offset: u64, into: &mut [u8], wait: Wait) -> Result<Attempt<usize>> {
         match self {
             Handle::Live { disk, .. } => disk.read(offset, into, wait),
-            Handle::Snapshot { disk, snapshot, .. } => {
-                disk.read_snapshot(snapshot, offset, into, wait)
+            Handle::Snapshot(open) => {
+                (open.disk()).read_snapshot(open.snapshot(), offset, into, wait)
             }
             Handle::Info { text } => {
                 let start = usize::try_from(offset)
@@ -42,7 +42,7 @@ impl Handle {
                 into[..length].copy_from_slice(&rest[..length]);
                 Ok(Attempt::Done(length))
             }
-            Handle::Draft { draft, .. } => Ok(Attempt::Done(draft.read(offset, into))),
+            Handle::Draft(open) => Ok(Attempt::Done(open.draft().read(offset, into))),
             Handle::Directory { .. } | Handle::Control(_) => Err(no_data()),
         }
     }
@@ -50,8 +50,8 @@ impl Handle {
     fn seek(&self, offset: u64, what: Seek, wait: Wait) -> Result<Attempt<Option<u64>>> {
         match self {
             Handle::Live { disk, .. } => disk.seek(offset, what, wait),
-            Handle::Snapshot { disk, snapshot, .. } => {
-                disk.seek_snapshot(snapshot, offset, what, wait)
+            Handle::Snapshot(open) => {
+                (open.disk()).seek_snapshot(open.snapshot(), offset, what, wait)
             }
             // All of it is data; the hole begins at its end.
             Handle::Info { text } => {
@@ -61,7 +61,7 @@ impl Handle {
                     Seek::Hole => end,
                 })))
             }
-            Handle::Draft { .. } | Handle::Directory { .. } | Handle::Control(_) => Err(no_data()),
+            Handle::Draft(_) | Handle::Directory { .. } | Handle::Control(_) => Err(no_data()),
         }
     }
 
@@ -81,10 +81,10 @@ impl Handle {
     fn writable(&self) -> Result<&Arc<Disk>> {
         match self {
             Handle::Live { disk, .. } => Ok(disk),
-            Handle::Snapshot { .. } | Handle::Info { .. } => Err(Error::ReadOnly {
+            Handle::Snapshot(_) | Handle::Info { .. } => Err(Error::ReadOnly {
                 what: self.to_string(),
             }),
-            Handle::Draft { .. } | Handle::Directory { .. } | Handle::Control(_) => Err(no_data()),
+            Handle::Draft(_) | Handle::Directory { .. } | Handle::Control(_) => Err(no_data()),
         }
     }
 }
@@ -99,11 +99,12 @@ impl std::fmt::Display for Handle {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {
             Handle::Live { disk, .. } => write!(f, "{}/disk.img", disk.name()),
-            Handle::Snapshot { disk, snapshot, .. } => {
-                write!(f, "{}/.snapshots/{}/disk.img", disk.name(), snapshot.name())
+            Handle::Snapshot(open) => {
+                let (disk, snapshot) = (open.disk().name(), open.snapshot().name());
+                write!(f, "{disk}/.snapshots/{snapshot}/disk.img")
             }
             Handle::Info { .. } => f.write_str("info.toml"),
-            Handle::Draft { node, tree, .. } => f.write_str(&tree.path(*node)),
+            Handle::Draft(open) => f.write_str(&open.path()),
             Handle::Directory { node, .. } => write!(f, "{node:?}"),
             Handle::Control(_) => f.write_str(".control"),
         }
@@ -117,14 +118,10 @@ pub fn read(shared: &Arc<Shared>, handle: Arc<Handle>, offset: u64, size: usize,
         let this = shared.clone();
         shared.meta.run(move || {
             let shared = this;
-            let finished = match handle.import_to_finish() {
-                Some(disk) => disk.finish_import(),
-                None => Ok(()),
-            };
-            match finished {
-                Ok(()) => read_and_wait(&shared, &handle, offset, size, began, reply),
-                Err(error) => reply.error(shared.refused("read", &*handle, &error)),
+            if let Some(import) = handle.import_to_finish() {
+                import.finish_import_or_later();
             }
+            read_and_wait(&shared, &handle, offset, size, began, reply);
         });
         return;
     }
@@ -182,8 +179,8 @@ pub fn write(
 ) {
     // The kernel's requests are far below 4 GiB.
     let length = data.len() as u32;
-    if let Handle::Draft { node, draft, tree } = &*handle {
-        return match tree.write_draft(*node, draft, offset, data) {
+    if let Handle::Draft(open) = &*handle {
+        return match open.write(offset, data) {
             Ok(()) => reply.written(length),
             Err(error) => reply.error(shared.refused("write", &*handle, &error)),
         };
@@ -221,7 +218,7 @@ pub fn write(
 /// Answers a close: what was written may become a policy now.
 pub fn finish(shared: &Shared, handle: &Handle, reply: ReplyEmpty) {
     match handle {
-        Handle::Draft { node, draft, tree } => match tree.finish_draft(*node, draft) {
+        Handle::Draft(open) => match open.finish() {
             Ok(()) => reply.ok(),
             Err(error) => reply.error(shared.refused("close", handle, &error)),
         },
@@ -376,12 +373,12 @@ pub fn copy(
         let outcome = (|| {
             let disk = target.writable()?;
             if let Some(import) = source.import_to_finish() {
-                import.finish_import()?;
+                import.finish_import_or_later();
             }
             let source = match &*source {
                 Handle::Live { disk, .. } => Source::Live(disk.clone()),
-                Handle::Snapshot { disk, snapshot, .. } => {
-                    Source::Snapshot(disk.clone(), snapshot.clone())
+                Handle::Snapshot(open) => {
+                    Source::Snapshot(open.disk().clone(), open.snapshot().clone())
                 }
                 // The kernel then copies by reading and writing.
                 _ => {

@@ -14,6 +14,8 @@ pub fn errno(error: &Error) -> Errno {
         // ENOENT for a disk without an image, too: what is to be taken is
         // not there.
         Error::Missing { .. } | Error::NoImage { .. } => Errno::ENOENT,
+        // The kernel looks the name up again.
+        Error::Stale { .. } => Errno::ESTALE,
         Error::Quota { .. } => Errno::EDQUOT,
         // Locked is met when a store is opened, so no system call on a
         // mounted one meets it.
@@ -51,6 +53,7 @@ pub fn errno_name(number: Errno) -> &'static str {
         libc::EFBIG => "EFBIG",
         libc::EEXIST => "EEXIST",
         libc::ENOENT => "ENOENT",
+        libc::ESTALE => "ESTALE",
         libc::EDQUOT => "EDQUOT",
         libc::EBUSY => "EBUSY",
         libc::ENOTEMPTY => "ENOTEMPTY",
@@ -108,6 +111,7 @@ mod tests {
                 Errno::ENOENT,
             ),
             (Error::NoImage { disk: text() }, Errno::ENOENT),
+            (Error::Stale { what: text() }, Errno::ESTALE),
             (
                 Error::Quota {
                     what: text(),

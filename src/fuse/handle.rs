@@ -2,9 +2,9 @@
 
 use super::control::Conversation;
 use crate::disk::{Disk, Opened};
-use crate::snapshot::Snapshot;
-use crate::tree::drafts::Draft;
-use crate::tree::{Listed, Node, Tree};
+use crate::snapshot::OpenSnapshot;
+use crate::tree::drafts::OpenDraft;
+use crate::tree::{Listed, Node};
 use parking_lot::{Mutex, RwLock};
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -24,28 +24,14 @@ pub enum Handle {
         thread: u32,
     },
     /// A snapshot's image.
-    Snapshot {
-        /// Its disk.
-        disk: Arc<Disk>,
-        /// The snapshot.
-        snapshot: Arc<Snapshot>,
-        /// Counts as one opening as long as it is there.
-        _opened: Opened,
-    },
+    Snapshot(OpenSnapshot),
     /// An `info.toml` as it was when it was opened.
     Info {
         /// The text.
         text: String,
     },
     /// A policy, or a scratch file beside one, for writing.
-    Draft {
-        /// Which.
-        node: Node,
-        /// What is written so far.
-        draft: Arc<Draft>,
-        /// Where it belongs.
-        tree: Arc<Tree>,
-    },
+    Draft(OpenDraft),
     /// A directory.
     Directory {
         /// Which one.
@@ -102,11 +88,6 @@ impl Handles {
             }) if disk.is_import() => Some(disk.clone()),
             _ => None,
         };
-        if let Some(Handle::Draft { node, tree, .. }) = handle.as_deref()
-            && !self.has_draft(*node)
-        {
-            tree.release_draft(*node);
-        }
         drop(handle);
         if let Some(disk) = written_import {
             disk.released();
@@ -119,13 +100,6 @@ impl Handles {
             let handles = std::mem::take(&mut *shard.write());
             drop(handles);
         }
-    }
-
-    fn has_draft(&self, wanted: Node) -> bool {
-        let found = |handle: &Arc<Handle>| matches!(&**handle, Handle::Draft { node, .. } if *node == wanted);
-        self.shards
-            .iter()
-            .any(|shard| shard.read().values().any(found))
     }
 
     /// Whether `opener` has opened the live image of a disk for writing. An

@@ -30,13 +30,8 @@ impl Shared {
                     });
                 }
                 let (disk, snapshot) = self.tree.snapshot(disk, snapshot)?;
-                let _opened = disk.open_snapshot(&snapshot)?;
-                let handle = Handle::Snapshot {
-                    disk,
-                    snapshot,
-                    _opened,
-                };
-                Ok((handle, FopenFlags::FOPEN_KEEP_CACHE))
+                let opened = disk.open_snapshot(&snapshot)?;
+                Ok((Handle::Snapshot(opened), FopenFlags::FOPEN_KEEP_CACHE))
             }
             Node::SnapshotInfo(disk, snapshot) => {
                 if write {
@@ -52,12 +47,7 @@ impl Shared {
             }
             Node::NamedPolicy(_) | Node::PolicyFile(_) | Node::Draft(..) if write => {
                 let draft = self.tree.open_draft(node)?;
-                let handle = Handle::Draft {
-                    node,
-                    draft,
-                    tree: self.tree.clone(),
-                };
-                Ok((handle, FopenFlags::FOPEN_DIRECT_IO))
+                Ok((Handle::Draft(draft), FopenFlags::FOPEN_DIRECT_IO))
             }
             Node::Draft(place, number) => {
                 let draft = self.tree.draft(place, number)?;

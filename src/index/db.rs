@@ -10,13 +10,12 @@
 //! key    writer's epoch, the pack's uuid, the piece's number u16: 26 bytes,
 //!        big-endian
 //! value  the pieces one after the other:
-//!        0 magic "SDX1"  4 flags u32: 1 damaged, 2 closed, 4 in doubt
+//!        0 magic "SDX1"  4 flags u32: 2 closed
 //!        8 length of the file that this describes u64   16 count u32
 //!       20 CRC-32 of the entries     24 CRC-32 of 0..24
 //!       28 entries as in a pack's directory
 //! ```
 
-use super::Health;
 use crate::pack::{Directory, ENTRY_BYTES, PackName, u32_at};
 use crate::sandbox::without_programs;
 use parking_lot::Mutex;
@@ -38,9 +37,7 @@ const REOPEN_AFTER: u64 = 16 << 20;
 const MAGIC: &[u8; 4] = b"SDX1";
 const HEADER_BYTES: usize = 28;
 const PIECE_BYTES: usize = 4096;
-const DAMAGED: u32 = 1;
 const CLOSED: u32 = 2;
-const DOUBTED: u32 = 4;
 
 type Sled = sled::Db<LEAF_FANOUT>;
 
@@ -51,9 +48,6 @@ pub struct Cover {
     pub file_len: u64,
     /// Whether the file ends with its directory.
     pub closed: bool,
-    /// How far the pack is to be relied on. If it is damaged, this is no
-    /// reason not to look at it again.
-    pub health: Health,
 }
 
 /// What is known of a pack.
@@ -79,13 +73,7 @@ pub enum Kept {
 
 /// The bytes of a value.
 pub fn encode(directory: &Directory, cover: Cover) -> Vec<u8> {
-    let flag = |is_set, flag| if is_set { flag } else { 0 };
-    let health = match cover.health {
-        Health::Sound => 0,
-        Health::Doubted | Health::Unread => DOUBTED,
-        Health::Damaged => DAMAGED,
-    };
-    let flags = health | flag(cover.closed, CLOSED);
+    let flags = if cover.closed { CLOSED } else { 0 };
     let entries = directory.encode();
     let mut bytes = Vec::with_capacity(HEADER_BYTES + entries.len());
     bytes.extend_from_slice(MAGIC);
@@ -109,7 +97,7 @@ pub fn decode(bytes: &[u8]) -> Option<Value> {
     let (flags, crc) = (number(4)?, number(20)?);
     let sound = &header[..4] == MAGIC
         && crc32fast::hash(&header[..24]) == number(24)?
-        && flags & !(DAMAGED | CLOSED | DOUBTED) == 0
+        && flags & !CLOSED == 0
         && entries.len() == number(16)? as usize * ENTRY_BYTES
         && crc32fast::hash(entries) == crc;
     if !sound {
@@ -121,11 +109,6 @@ pub fn decode(bytes: &[u8]) -> Option<Value> {
         cover: Cover {
             file_len,
             closed: flags & CLOSED != 0,
-            health: match flags {
-                _ if flags & DAMAGED != 0 => Health::Damaged,
-                _ if flags & DOUBTED != 0 => Health::Doubted,
-                _ => Health::Sound,
-            },
         },
     })
 }

@@ -147,15 +147,6 @@ pub fn write(
     written
 }
 
-/// Removes the file in `dir`, if there is one; durable when this returns.
-pub fn remove(dir: &Path) -> io::Result<()> {
-    match fs::remove_file(dir.join(FILE)) {
-        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
-        Err(error) => Err(error),
-        Ok(()) => fs::File::open(dir)?.sync_all(),
-    }
-}
-
 fn write_to(
     out: &mut impl Write,
     store: Uuid,

@@ -10,7 +10,6 @@ const STORE: Uuid = Uuid::from_u128(4);
 const COVER: Cover = Cover {
     file_len: 1 << 33,
     closed: true,
-    health: Health::Sound,
 };
 
 impl Kept {
@@ -61,7 +60,6 @@ fn a_value_that_the_pack_does_not_confirm_is_not_believed_and_is_replaced() -> R
     let cover = Cover {
         file_len: backend.settle(&name.key())?,
         closed: true,
-        health: Health::Sound,
     };
     // Each entry with the place of another one.
     let offsets = right.entries().iter().map(Entry::offset).rev();

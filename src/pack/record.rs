@@ -145,6 +145,16 @@ pub enum ReadError {
     Io(Error),
 }
 
+impl ReadError {
+    /// The same where nothing else than what is looked for may be there.
+    pub fn or_damaged(self) -> ReadError {
+        match self {
+            ReadError::Stale(detail) => ReadError::Damaged(detail),
+            error => error,
+        }
+    }
+}
+
 /// Reads the record of `entry` from its pack and checks everything but the
 /// content against the id ([`Stored::open`] does).
 pub fn read_record(

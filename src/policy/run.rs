@@ -329,8 +329,9 @@ impl Store {
         Ok(())
     }
 
-    /// Deletes snapshots whose date has come and that nothing holds. True if
-    /// some have to stay until what holds them is gone.
+    /// Deletes snapshots whose date has come and that nothing holds: whoever
+    /// lets go of one that is held wakes this worker. True if one should have
+    /// been deleted and is still there.
     fn delete_ended(&self, disk: &Arc<Disk>, now_ns: i64) -> bool {
         let has_policy = disk.policy().is_some();
         let dated = |disk: &Disk| {
@@ -354,9 +355,7 @@ impl Store {
                 }
             }
         }
-        let held = Store::known_snapshots(disk).into_iter();
-        let free: Vec<Known> = held.map(|one| Known { held: false, ..one }).collect();
-        !ended(&free, has_policy, now_ns).is_empty()
+        !ended(&Store::known_snapshots(disk), has_policy, now_ns).is_empty()
     }
 }
 

@@ -17,7 +17,41 @@ use std::sync::Arc;
 /// pieces, so that the sync after the swap is short.
 const PUSH_OUT: u64 = 16 << 20;
 
+/// A snapshot whose image is open; closed when dropped.
+pub struct OpenSnapshot {
+    disk: Arc<Disk>,
+    snapshot: Arc<Snapshot>,
+    opened: Option<Opened>,
+}
+
+impl OpenSnapshot {
+    /// Whose it is.
+    pub fn disk(&self) -> &Arc<Disk> {
+        &self.disk
+    }
+
+    /// Which one.
+    pub fn snapshot(&self) -> &Arc<Snapshot> {
+        &self.snapshot
+    }
+}
+
+impl Drop for OpenSnapshot {
+    fn drop(&mut self) {
+        drop(self.opened.take());
+        self.disk.let_go_of(&self.snapshot);
+    }
+}
+
 impl Disk {
+    /// Has a snapshot whose date has come looked at: it may be held no more.
+    pub(crate) fn let_go_of(&self, snapshot: &Snapshot) {
+        let ends = snapshot.notes().expires_ns;
+        if ends.is_some_and(|at| at <= time::now_ns()) {
+            self.engine.work.raise(|work| work.expire = true);
+        }
+    }
+
     /// All snapshots, oldest first.
     pub fn snapshots(&self) -> Vec<Arc<Snapshot>> {
         self.list_snapshots()
@@ -37,13 +71,20 @@ impl Disk {
 
     /// Counts a snapshot's image as open. [`Error::Missing`] if it is being or
     /// has been deleted since it was looked up.
-    pub fn open_snapshot(self: &Arc<Self>, snapshot: &Arc<Snapshot>) -> Result<Opened> {
-        self.count_snapshot_open(snapshot.number)
-            .filter(|_| self.snapshot_by_number(snapshot.number).is_some())
-            .ok_or_else(|| Error::Missing {
+    pub fn open_snapshot(self: &Arc<Self>, snapshot: &Arc<Snapshot>) -> Result<OpenSnapshot> {
+        let opened = self.count_snapshot_open(snapshot.number);
+        let opened = opened.filter(|_| self.snapshot_by_number(snapshot.number).is_some());
+        match opened {
+            Some(_) => Ok(OpenSnapshot {
+                disk: self.clone(),
+                snapshot: snapshot.clone(),
+                opened,
+            }),
+            None => Err(Error::Missing {
                 what: "snapshot",
                 name: snapshot.name(),
-            })
+            }),
+        }
     }
 
     /// Takes a snapshot; durable, with every layer below it, when this

@@ -74,8 +74,10 @@ impl Disk {
         notes.check()?;
         snapshot.set_notes(notes);
         snapshot.touch();
-        self.publish_under(&meta)
-            .inspect_err(|_| snapshot.set_notes(before.clone()))?;
+        self.publish_under(&meta).inspect_err(|_| {
+            snapshot.set_notes(before.clone());
+            self.let_go_of(snapshot);
+        })?;
         // A hold may have gone, or a date have come.
         self.engine.work.raise(|work| work.expire = true);
         Ok(())

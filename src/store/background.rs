@@ -103,11 +103,11 @@ impl Store {
     fn finish_imports(&self) -> Option<Instant> {
         let mut next: Option<Instant> = None;
         for disk in self.all_disks() {
-            let Some(at) = disk.finish_at() else { continue };
-            if at > Instant::now() {
+            if disk.finish_at().is_some_and(|at| at <= Instant::now()) {
+                disk.finish_import_or_later();
+            }
+            if let Some(at) = disk.finish_at() {
                 next = Some(next.map_or(at, |next| next.min(at)));
-            } else if let Err(error) = disk.finish_import() {
-                tracing::error!("image {} stays writable: {error}", disk.name());
             }
         }
         next

@@ -172,6 +172,7 @@ impl Store {
                 self.engine.links.lock().remove(name);
                 snapshot.link_count().fetch_sub(1, Ordering::SeqCst);
                 disk.note_changed(&meta, &snapshot);
+                disk.let_go_of(&snapshot);
                 self.engine
                     .manifests
                     .delete(&manifest::entry_key(&link.id, EntryKind::Link))

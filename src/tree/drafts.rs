@@ -37,6 +37,12 @@ pub const DRAFT_NUMBERS: u32 = 1 << 24;
 pub struct Draft {
     place: u32,
     number: u32,
+    /// How many have it open for writing; that of a scratch file is changed
+    /// under [`Drafts::places`].
+    opened: AtomicU32,
+    /// Held while it is written or finished: what comes into force is what
+    /// was there when the last one closed it. Before all other locks.
+    writing: Mutex<()>,
     /// A leaf.
     body: Mutex<Body>,
 }
@@ -87,6 +93,43 @@ impl Draft {
     }
 }
 
+/// A policy, or a scratch file beside one, that is open for writing; closed
+/// when dropped.
+pub struct OpenDraft {
+    tree: Arc<Tree>,
+    node: Node,
+    draft: Arc<Draft>,
+}
+
+impl OpenDraft {
+    /// What is written so far.
+    pub fn draft(&self) -> &Draft {
+        &self.draft
+    }
+
+    /// Its path in the mount, for messages.
+    pub fn path(&self) -> String {
+        self.tree.path(self.node)
+    }
+
+    /// Writes. What can become no policy is refused at once, and not written.
+    pub fn write(&self, offset: u64, data: &[u8]) -> Result<()> {
+        self.tree.write_draft(self.node, &self.draft, offset, data)
+    }
+
+    /// What is written so far is whole: it comes into force, or is refused.
+    pub fn finish(&self) -> Result<()> {
+        self.tree.finish_draft(self.node, &self.draft)
+    }
+}
+
+impl Drop for OpenDraft {
+    /// With the last one goes what did not become a policy.
+    fn drop(&mut self) {
+        self.tree.drafts.close(&self.draft);
+    }
+}
+
 /// What a whole draft becomes.
 #[derive(Clone, Debug, PartialEq, Eq)]
 enum Becomes {
@@ -101,6 +144,14 @@ struct Place {
     /// Names of policies that an editor renamed away, and their new names.
     hidden: HashMap<String, String>,
     rejected: Option<(String, SystemTime)>,
+}
+
+impl Place {
+    fn by_number(&self, number: u32) -> Option<(String, Arc<Draft>)> {
+        let mut files = self.files.iter();
+        let found = files.find(|(_, draft)| draft.number == number);
+        found.map(|(name, draft)| (name.clone(), draft.clone()))
+    }
 }
 
 /// All that is being written.
@@ -119,6 +170,8 @@ impl Drafts {
         Arc::new(Draft {
             place,
             number: self.next.fetch_add(1, Ordering::Relaxed) % DRAFT_NUMBERS,
+            opened: AtomicU32::new(0),
+            writing: Mutex::default(),
             body: Mutex::new(Body {
                 bytes,
                 link,
@@ -159,11 +212,29 @@ impl Drafts {
     }
 
     fn by_number(&self, place: u32, number: u32) -> Option<(String, Arc<Draft>)> {
+        self.with(place, |place| place.by_number(number))
+    }
+
+    /// Counts a draft as open, if it is in its place still.
+    fn open(&self, place: u32, number: u32) -> Option<Arc<Draft>> {
         self.with(place, |place| {
-            let mut files = place.files.iter();
-            let found = files.find(|(_, draft)| draft.number == number);
-            found.map(|(name, draft)| (name.clone(), draft.clone()))
+            let (_, draft) = place.by_number(number)?;
+            draft.opened.fetch_add(1, Ordering::Relaxed);
+            Some(draft)
         })
+    }
+
+    /// Counts one less. With the last one goes what should have become a
+    /// policy and did not.
+    fn close(&self, draft: &Draft) {
+        self.with(draft.place, |place| {
+            if draft.opened.fetch_sub(1, Ordering::Relaxed) == 1
+                && let Some((name, _)) = place.by_number(draft.number)
+                && becomes(draft.place, &name).is_some()
+            {
+                place.files.remove(&name);
+            }
+        });
     }
 }
 
@@ -404,26 +475,46 @@ impl Tree {
         }
     }
 
-    /// The draft that a file of policies is written through.
-    pub fn open_draft(&self, node: Node) -> Result<Arc<Draft>> {
-        if let Node::Draft(place, number) = node {
-            let draft = self.draft(place, number)?;
-            let mut open = self.drafts.open.lock();
-            open.retain(|_, draft| draft.strong_count() > 0);
-            open.insert(node, Arc::downgrade(&draft));
-            return Ok(draft);
-        }
-        let text = self.policy_text(node)?;
-        let (place, _) = self.policy_place(node)?;
+    /// Opens a file of policies for writing. [`Error::Stale`] if it is gone
+    /// since it was looked up.
+    pub fn open_draft(self: &Arc<Self>, node: Node) -> Result<OpenDraft> {
+        let draft = match node {
+            Node::Draft(place, number) => {
+                let stale = || Error::Stale {
+                    what: format!("scratch file {number}"),
+                };
+                let draft = (self.drafts.open(place, number)).ok_or_else(stale)?;
+                let mut open = self.drafts.open.lock();
+                open.retain(|_, draft| draft.strong_count() > 0);
+                open.insert(node, Arc::downgrade(&draft));
+                draft
+            }
+            policy => {
+                let draft = self.draft_of(policy)?;
+                draft.opened.fetch_add(1, Ordering::Relaxed);
+                draft
+            }
+        };
+        Ok(OpenDraft {
+            tree: self.clone(),
+            node,
+            draft,
+        })
+    }
+
+    /// The draft that a policy is written through.
+    fn draft_of(&self, policy: Node) -> Result<Arc<Draft>> {
+        let text = self.policy_text(policy)?;
+        let (place, _) = self.policy_place(policy)?;
         let mut open = self.drafts.open.lock();
-        if let Some(draft) = open.get(&node).and_then(Weak::upgrade) {
+        if let Some(draft) = open.get(&policy).and_then(Weak::upgrade) {
             return Ok(draft);
         }
         open.retain(|_, draft| draft.strong_count() > 0);
         let draft = self
             .drafts
             .make(place, text.text.into_bytes(), None, text.owner);
-        open.insert(node, Arc::downgrade(&draft));
+        open.insert(policy, Arc::downgrade(&draft));
         Ok(draft)
     }
 
@@ -441,9 +532,8 @@ impl Tree {
         Ok(becomes(place, &name).map(|becomes| (becomes, name)))
     }
 
-    /// Writes to a draft. What can become no policy is refused at once, and
-    /// not written.
-    pub fn write_draft(&self, node: Node, draft: &Draft, offset: u64, data: &[u8]) -> Result<()> {
+    fn write_draft(&self, node: Node, draft: &Draft, offset: u64, data: &[u8]) -> Result<()> {
+        let _writing = draft.writing.lock();
         let written = self.try_write_draft(node, draft, offset, data);
         if written.is_err() {
             let mut body = draft.body.lock();
@@ -512,7 +602,7 @@ impl Tree {
         if let Some(draft) = open {
             return self.cut_draft(&draft, size);
         }
-        let draft = self.open_draft(node)?;
+        let draft = self.draft_of(node)?;
         self.cut_draft(&draft, size)?;
         draft.body.lock().unseen = true;
         self.finish_draft(node, &draft)
@@ -520,7 +610,8 @@ impl Tree {
 
     /// A handle that may have written is closed: what is whole comes into
     /// force, what is not is refused.
-    pub fn finish_draft(&self, node: Node, draft: &Arc<Draft>) -> Result<()> {
+    fn finish_draft(&self, node: Node, draft: &Arc<Draft>) -> Result<()> {
+        let _writing = draft.writing.lock();
         if !std::mem::take(&mut draft.body.lock().unseen) {
             return Ok(());
         }
@@ -544,17 +635,6 @@ impl Tree {
                 Ok(())
             }
             Err(rejection) => Err(self.reject(draft.place, &becomes, &name, &rejection)),
-        }
-    }
-
-    /// The last handle of a draft is gone: what did not become a policy is
-    /// none.
-    pub fn release_draft(&self, node: Node) {
-        if let Node::Draft(place, number) = node
-            && let Some((name, _)) = self.drafts.by_number(place, number)
-            && becomes(place, &name).is_some()
-        {
-            self.drafts.with(place, |place| place.files.remove(&name));
         }
     }
 

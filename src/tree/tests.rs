@@ -17,7 +17,7 @@ fn caller(process: u32) -> Caller {
 }
 
 struct Fixture {
-    tree: Tree,
+    tree: Arc<Tree>,
     store: Arc<Store>,
     _directory: tempfile::TempDir,
 }
@@ -33,7 +33,7 @@ fn fixture() -> Fixture {
     init(directory.path(), &InitOptions::default()).expect("a new store");
     let store = Store::open(directory.path(), Options::default(), &Quiet).expect("it opens");
     Fixture {
-        tree: Tree::new(store.clone(), 1, 2, false),
+        tree: Arc::new(Tree::new(store.clone(), 1, 2, false)),
         store,
         _directory: directory,
     }
@@ -290,5 +290,35 @@ fn a_copy_of_a_read_only_image_makes_a_disk_that_can_be_written() -> Result<()> 
     let live = tree.make_file(disk, IMAGE_FILE.as_ref(), read_only)?;
     let told = tree.attributes(live, Wait::Yes)?.waited();
     assert_eq!(told.owner.mode, 0o644);
+    Ok(())
+}
+
+/// Contract: a policy comes into force when it was written, also if somebody
+/// who has made its file, as `touch` does, closes that only then. The file is
+/// gone once nobody has it open any more; who has found it before that looks
+/// again.
+#[test]
+fn a_policy_is_written_while_another_closes_its_file() -> Result<()> {
+    let fixture = fixture();
+    let tree = &fixture.tree;
+    let (disk, _) = with_snapshot(tree)?;
+    let snapshots = Node::Snapshots(disk);
+    let made = tree.make_file(snapshots, POLICY_FILE.as_ref(), OWNER)?;
+    let toucher = tree.open_draft(made)?;
+    let writer = tree.open_draft(made)?;
+    drop(toucher);
+    writer.write(0, b"hours = [3]\n")?;
+    writer.finish()?;
+    drop(writer);
+    let policy = tree.find(snapshots, POLICY_FILE.as_ref())?;
+    assert_eq!(tree.text_of(policy)?, "hours = [3]\n");
+
+    let made = tree.make_file(Node::Policies, "daily.toml".as_ref(), OWNER)?;
+    drop(tree.open_draft(made)?);
+    assert!(matches!(
+        tree.find(Node::Policies, "daily.toml".as_ref()),
+        Err(Error::Missing { .. })
+    ));
+    assert!(matches!(tree.open_draft(made), Err(Error::Stale { .. })));
     Ok(())
 }

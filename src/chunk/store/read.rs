@@ -62,9 +62,10 @@ impl ChunkStore {
                     look.found = Some(bytes);
                     return look;
                 }
-                // Nothing but this process knows of it: it is nowhere else.
-                Err(ReadError::Stale(detail)) => look.note(ReadError::Damaged(detail)),
                 Err(error) => {
+                    // Nothing but this process knows of it: it is nowhere
+                    // else.
+                    let error = error.or_damaged();
                     self.mark(number, &error);
                     look.note(error);
                 }
@@ -92,7 +93,7 @@ impl ChunkStore {
     /// Notes of a pack that something in it cannot be had: what is put again
     /// from now on is stored again. If it is other than it was written,
     /// nothing is deleted on the word of the pack, now and in later runs.
-    fn mark(&self, number: PackNumber, error: &ReadError) {
+    pub(in crate::chunk) fn mark(&self, number: PackNumber, error: &ReadError) {
         match error {
             ReadError::Damaged(_) => self.index.mark_damaged(number),
             ReadError::Io(error) if error.is_unreadable() => self.index.doubt(number),
@@ -111,7 +112,13 @@ impl ChunkStore {
             return Ok(None);
         };
         let unread = |error| match error {
-            Error::Missing { .. } => ReadError::Stale(format!("pack {} is missing", info.name)),
+            Error::Missing { .. } => {
+                // One that was deleted was hidden before.
+                if self.index.is_visible(number) {
+                    self.index.mark_damaged(number);
+                }
+                ReadError::Stale(format!("pack {} is missing", info.name))
+            }
             error => ReadError::Io(error),
         };
         let known = self.index.find(number, id).map_err(unread)?;
@@ -202,7 +209,10 @@ impl ChunkStore {
             match self.read_from(number, entry.kind, &entry.id) {
                 Ok(Some(_)) => return Ok(()),
                 Ok(None) => {}
-                Err(error) => look.note(error),
+                Err(error) => {
+                    self.mark(number, &error);
+                    look.note(error);
+                }
             }
         }
         look.into_result(entry.kind, &entry.id).map(drop)

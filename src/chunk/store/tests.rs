@@ -591,6 +591,88 @@ fn what_came_after_a_verify_began_is_not_trusted_for_it() -> Result<()> {
     check(&store, 0..20)
 }
 
+/// Whoever finds that a record is not what it was, a compaction for one, says
+/// so to whoever puts its bytes again.
+#[test]
+fn what_a_sweep_cannot_read_is_stored_again() -> Result<()> {
+    for is_flipped in [true, false] {
+        let mut fixture = Fixture::new();
+        let (store, _) = fixture.open()?;
+        let ids = put(&store, 0..10)?;
+        store.rotate()?;
+        let (number, info) = store.index().packs().remove(0);
+        let entry = *(store.index().directory(number)?.find(&ids[5])).expect("it is there");
+        let key = info.name.key();
+        if is_flipped {
+            let at = entry.offset() as usize + 500;
+            fixture.backend.inner.flip(&key, at);
+        } else {
+            fixture.backend.faults().unreadable = Some((key, entry.offset()..entry.end()));
+        }
+        // Mostly dead, so what is live is to be copied.
+        let is_live = |_, id: &ChunkId| *id == ids[5];
+        let swept = store.sweep_begin()?.finish(&is_live, false, &|| true);
+        assert!(swept.is_err());
+        put(&store, 5..6)?;
+        check(&store, 5..6)?;
+    }
+    Ok(())
+}
+
+/// The same where a record's header in the pack that is being written is
+/// gone, and where the mark has to outlive sled: nothing of sled's is left,
+/// or it was given up in that run.
+#[test]
+fn what_is_no_record_any_more_is_stored_again() -> Result<()> {
+    for (restarts, without_sled) in [(false, false), (true, false), (true, true)] {
+        let mut fixture = Fixture::new();
+        let (mut store, _) = fixture.open()?;
+        let ids = put(&store, 0..10)?;
+        let (number, info) = store.index().packs().remove(0);
+        let entry = *(store.index().directory(number)?.find(&ids[5])).expect("it is there");
+        let at = entry.offset() as usize;
+        if restarts {
+            // Its directory stays as it is.
+            store.rotate()?;
+        }
+        (at..at + 88).for_each(|at| fixture.backend.inner.flip(&info.name.key(), at));
+        assert!(store.get(Kind::Data, &ids[5]).is_err());
+        if restarts {
+            store.close()?;
+            (store, _) = fixture.crash(store)?;
+        }
+        if without_sled {
+            drop(store);
+            fixture.delete_index();
+            (store, _) = fixture.open()?;
+        }
+        put(&store, 5..6)?;
+        check(&store, 5..6)?;
+    }
+    Ok(())
+}
+
+/// A file that says which packs are unsound and cannot be understood makes
+/// every pack doubtful, until it was verified.
+#[test]
+fn without_knowing_which_packs_are_unsound_none_is_relied_on() -> Result<()> {
+    let mut fixture = Fixture::new();
+    let (store, _) = fixture.open()?;
+    put(&store, 0..10)?;
+    store.close()?;
+    std::fs::write(fixture.dir.path().join("unsound"), "nonsense").expect("written");
+    let (store, _) = fixture.crash(store)?;
+    let count = || fixture.backend.packs().len();
+    let before = count();
+    put(&store, 0..10)?;
+    assert_eq!(count(), before + 1);
+    store.verify(&|_, _| (), &mut |finding| panic!("{finding}"))?;
+    put(&store, 0..10)?;
+    assert_eq!(count(), before + 1);
+    assert!(!fixture.dir.path().join("unsound").exists());
+    Ok(())
+}
+
 /// A chunk that cannot be read is stored again when its bytes are written
 /// again, also after a restart: it is no dedupe hit.
 #[test]
@@ -776,6 +858,8 @@ fn a_missing_pack_is_missing_chunks_and_no_dedupe_hit() -> Result<()> {
         store.get(Kind::Data, &ids[0]),
         Err(Error::ChunkMissing { .. })
     ));
+    put(&store, 0..3)?;
+    check(&store, 0..3)?;
     let mut findings = Vec::new();
     store.verify(&|_, _| (), &mut |finding| findings.push(finding))?;
     assert!(

@@ -80,7 +80,7 @@ impl ChunkStore {
         let step = entries.len().div_ceil(SAMPLE).max(1);
         let (mut before, mut after) = (0, 0);
         for entry in entries.iter().step_by(step) {
-            let (mut stored, plain) = self.read_checked(name, entry)?;
+            let (mut stored, plain) = self.read_checked(number, name, entry)?;
             before += stored.record_len();
             stored.repack(&plain);
             after += stored.record_len();
