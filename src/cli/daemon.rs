@@ -167,6 +167,7 @@ impl Daemon {
         if let Err(error) = sys::raise_file_limit() {
             tracing::warn!("the limit of open files stays as it is: {error}");
         }
+        sys::limit_arenas();
         // Before threads are started, so that all have it.
         if let Err(error) = sys::become_io_flusher() {
             tracing::debug!("not an I/O flusher: {error}");
