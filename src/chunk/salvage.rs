@@ -92,7 +92,7 @@ impl SweepRun {
                 salvaged.copied.push(*entry);
             }
         }
-        salvaged.batch.sync()?;
+        salvaged.batch.settle()?;
         for entry in &salvaged.copied {
             self.store.read_back(entry, &from)?;
         }

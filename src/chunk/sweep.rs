@@ -402,7 +402,7 @@ impl SweepRun {
                 }
             }
         }
-        batch.sync()?;
+        batch.settle()?;
         // Before anything goes, everything is read back from where it is
         // now, by its id.
         for (_, entries) in &live {

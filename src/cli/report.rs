@@ -292,7 +292,17 @@ fn rows(list: &Value, row: impl Fn(&Value) -> Vec<String>) -> Vec<Vec<String>> {
     array(list).iter().map(row).collect()
 }
 
+/// Says on stderr why a disk answers errors, or why something is not told.
+fn complain(what: &Value, why: &Value) {
+    if let Some(why) = why.as_str() {
+        eprintln!("snapdisk: {}: {why}", plain(what));
+    }
+}
+
 fn print_disks(answer: &Value) {
+    for disk in array(&answer["disks"]) {
+        complain(&disk["name"], &disk["error"]);
+    }
     let disks = rows(&answer["disks"], |disk| {
         vec![
             plain(&disk["name"]),
@@ -320,6 +330,8 @@ fn print_disks(answer: &Value) {
 
 fn print_snapshots(answer: &Value) {
     let disk = &answer["disk"];
+    complain(&disk["name"], &disk["error"]);
+    complain(&disk["name"], &answer["error"]);
     say!(
         "disk {}: size {}, data {}",
         plain(&disk["name"]),

@@ -153,6 +153,18 @@ impl Batch {
         let pinned = self.pinned.lock().clone();
         self.store.sync_open(|number| pinned.contains(&number))
     }
+
+    /// [`Batch::sync`], after which all of that is read from the disk and not
+    /// from what is in memory since it was written.
+    pub(in crate::chunk) fn settle(&self) -> Result<()> {
+        self.sync()?;
+        let pinned = self.pinned.lock().clone();
+        let infos = (pinned.into_iter()).filter_map(|number| self.store.index.info(number));
+        for info in infos {
+            self.store.backend.settle(&info.name.key())?;
+        }
+        Ok(())
+    }
 }
 
 impl Drop for Batch {

@@ -28,6 +28,9 @@ pub struct Faults {
     /// Syncs fail with EIO.
     pub syncs_fail: bool,
     pub list_fails: bool,
+    /// The byte there is another one once it is read from the disk: it was
+    /// written wrong, and memory hides that.
+    pub flips_when_settled: Option<usize>,
     /// Bytes that answer EIO, by their object's key.
     pub unreadable: Option<(String, Range<u64>)>,
     pub syncs: u64,
@@ -102,7 +105,12 @@ impl Backend for Faulty {
         self.inner.get_range(key, offset, buf)
     }
     fn settle(&self, key: &str) -> Result<u64> {
-        self.inner.settle(key)
+        let len = self.inner.settle(key)?;
+        let at = self.state.lock().flips_when_settled;
+        if let Some(at) = at.filter(|at| (*at as u64) < len) {
+            self.inner.flip(key, at);
+        }
+        Ok(len)
     }
     fn list(&self, prefix: &str) -> Result<Vec<(String, u64)>> {
         if self.state.lock().list_fails {
