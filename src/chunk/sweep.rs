@@ -215,22 +215,19 @@ impl SweepRun {
             {
                 return Err(damaged_pack(info));
             }
-            let finding = match found.get(&info.name.key()) {
-                None => Finding::PackMissing { pack: info.name },
-                Some(len) if *len != info.file_len => Finding::PackLength {
-                    pack: info.name,
-                    expected: info.file_len,
-                    found: *len,
-                },
-                Some(_) => continue,
-            };
-            let is_cut = found
-                .get(&info.name.key())
-                .is_none_or(|len| *len < info.file_len);
-            if is_cut {
+            let len = found.get(&info.name.key()).copied();
+            if len.is_none_or(|len| len < info.file_len) {
                 self.store.index.mark_damaged(*number);
             }
-            return Err(ended(&finding));
+            return Err(ended(&match len {
+                None => Finding::PackMissing { pack: info.name },
+                Some(len) if len != info.file_len => Finding::PackLength {
+                    pack: info.name,
+                    expected: info.file_len,
+                    found: len,
+                },
+                Some(_) => continue,
+            }));
         }
         Ok(())
     }
@@ -453,14 +450,9 @@ impl ChunkStore {
             self.mark(number, &error);
             match error {
                 ReadError::Io(error) => error,
-                ReadError::Stale(detail) | ReadError::Damaged(detail) => ended(&Finding::Chunk {
-                    pack: *name,
-                    offset: entry.offset(),
-                    record_len: entry.record_len(),
-                    kind: entry.kind,
-                    id: entry.id,
-                    detail,
-                }),
+                ReadError::Stale(detail) | ReadError::Damaged(detail) => {
+                    ended(&Finding::of_record(*name, entry, detail))
+                }
             }
         })
     }

@@ -165,14 +165,7 @@ impl ChunkStore {
             seen.insert(entry.id, *entry);
             match stored.open(&self.keys) {
                 Ok(_) => sound += 1,
-                Err(detail) => wrong.push(Finding::Chunk {
-                    pack: *name,
-                    offset: entry.offset(),
-                    record_len: entry.record_len(),
-                    kind: entry.kind,
-                    id: entry.id,
-                    detail,
-                }),
+                Err(detail) => wrong.push(Finding::of_record(*name, entry, detail)),
             }
         })?;
         pack.unreadable().into_iter().for_each(&mut *findings);
@@ -207,14 +200,8 @@ impl ChunkStore {
                 continue;
             }
             if seen.get(&entry.id) != Some(entry) && !reported.contains(&entry.offset()) {
-                findings(Finding::Chunk {
-                    pack: *name,
-                    offset: entry.offset(),
-                    record_len: entry.record_len(),
-                    kind: entry.kind,
-                    id: entry.id,
-                    detail: "its record was stored and is not there".to_owned(),
-                });
+                let detail = "its record was stored and is not there".to_owned();
+                findings(Finding::of_record(*name, entry, detail));
             }
         }
         Ok(sound)

@@ -1,6 +1,6 @@
 //! What is wrong with a pack.
 
-use super::PackName;
+use super::{Entry, PackName};
 use crate::chunk::{ChunkId, Kind};
 use serde::Serialize;
 use std::fmt;
@@ -88,6 +88,18 @@ pub enum Finding {
 }
 
 impl Finding {
+    /// That a record is not the chunk that it says it is.
+    pub fn of_record(pack: PackName, entry: &Entry, detail: String) -> Finding {
+        Finding::Chunk {
+            pack,
+            offset: entry.offset(),
+            record_len: entry.record_len(),
+            kind: entry.kind,
+            id: entry.id,
+            detail,
+        }
+    }
+
     /// The pack, unless it is none.
     pub fn pack(&self) -> Option<PackName> {
         match *self {

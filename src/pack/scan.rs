@@ -149,14 +149,7 @@ impl Reader<'_> {
                     end = entry.end();
                     visit(&entry, stored);
                 }
-                Err(detail) => pending.push(Finding::Chunk {
-                    pack: *pack,
-                    offset: at,
-                    record_len: entry.record_len(),
-                    kind: header.kind,
-                    id: header.id,
-                    detail,
-                }),
+                Err(detail) => pending.push(Finding::of_record(*pack, &entry, detail)),
             }
             at = entry.end();
         }
