@@ -11,10 +11,12 @@ use std::sync::Arc;
 
 /// No call writes across a multiple of so many bytes. What one call writes,
 /// the kernel keeps as one folio where it can, and ext4 (Linux 6.18) goes
-/// through all blocks of a folio whenever one of them is written again: 4 KiB
-/// overwrites of what was written a MiB at a time were three to four times
-/// slower than of what was written so.
-const PIECE: u64 = 64 << 10;
+/// through all blocks of a folio whenever one of them is written again. After
+/// writes of 1 MiB, 4 KiB overwrites at depth 16 reach 34,000/s without
+/// pieces, 70,000 with pieces of 256 KiB, 82,000 of 128 and 109,000 of 64;
+/// with those of 64 the writes of 1 MiB are a tenth slower, with those of
+/// 128 hardly.
+const PIECE: u64 = 128 << 10;
 
 /// How much is written at a time where a hole cannot be punched.
 static ZEROS: [u8; 65536] = [0; 65536];

@@ -2,7 +2,9 @@
 """Runs the same fio jobs on several files, in turns (A B C, C B A, …), and
 prints one line a job: every target's median with its smallest and largest.
 
-usage: fio.py [--quick] BYTES SECONDS ROUNDS RESULTS TARGET=FILE…
+usage: fio.py [--quick] BYTES TIME ROUNDS RESULTS TARGET=FILE…
+
+TIME is how long a job runs, as fio takes it: 2 (seconds) or 500ms.
 
 Each FILE has BYTES of data, half of which compresses away, and as many bytes
 behind them to which nothing was ever written. A TARGET that is called
@@ -41,6 +43,10 @@ class Job:
     wanted: dict[str, float] = field(default_factory=dict)
 
     @property
+    def reads(self) -> bool:
+        return self.rw in ("read", "randread")
+
+    @property
     def sequential(self) -> bool:
         return self.rw in ("read", "write")
 
@@ -67,10 +73,10 @@ JOBS = [
     large("read", "read", all=True, long=True, wanted=GOAL),
     large("read, cold", "read", cold=True, wanted=GOAL),
     buffered("read", "read", "4k", long=True, wanted=GOAL),
-    buffered("read", "read", "64k", wanted=GOAL),
+    buffered("read", "read", "64k", long=True, wanted=GOAL),
     buffered("read, cold", "read", "64k", cold=True, long=True, wanted=GOAL),
     small("write", "randwrite", 1, all=True, wanted=GOAL),
-    small("write", "randwrite", 16, all=True, wanted=GOAL),
+    small("write", "randwrite", 16, all=True, long=True, wanted=GOAL),
     small("mix", "randrw", 1, long=True, wanted=GOAL),
     small("mix", "randrw", 16, all=True, wanted=GOAL),
     large("write", "write", all=True, wanted=GOAL),
@@ -134,11 +140,16 @@ class Snapshots:
                 os.rmdir(f"{self.directory}/{name}")
 
 
-def prepare(job: Job) -> None:
+def prepare(target: str, path: str, job: Job, size: int) -> None:
     os.sync()  # what the last job left dirty is not this one's
     if job.cold:
         with open("/proc/sys/vm/drop_caches", "w", encoding="ascii") as file:
             file.write("3")
+    elif job.reads and target != "raw":
+        # The other targets' data may have driven out what the daemon of this
+        # one has in memory. fio itself drops what is kept of the file.
+        subprocess.run(["dd", f"if={path}", "of=/dev/null", "bs=1M", f"count={size // MIB}", "iflag=direct",
+                        "status=none"], check=True)
 
 
 def figure_of(job: Job, report: dict) -> float:
@@ -158,7 +169,7 @@ def run_on(target: str, path: str, job: Job, size: int, seconds: str, turn: int,
     else:
         options += [f"--size={size}", "--norandommap"]
     options += job.options
-    prepare(job)
+    prepare(target, path, job, size)
     if target == "snapshots":
         with Snapshots(path):
             return figure_of(job, fio(path, options, False))

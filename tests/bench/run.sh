@@ -2,7 +2,7 @@
 # Measures snapdisk, against a bare FUSE daemon where that tells something.
 #
 # usage: tests/bench/run.sh [--quick] [--dir DIR] [--out FILE] [STEP…]
-#   --quick     smaller, shorter, fewer jobs: 12 minutes
+#   --quick     smaller, shorter, fewer jobs: under 10 minutes
 #   --dir DIR   where the store and all files go, on a disk (default /var/tmp)
 #   --out FILE  the figures as JSON (default target/bench.json)
 #   STEP        of: fio pause steady reflink clone seal delete mount idle rebuild
@@ -65,7 +65,7 @@ MIB=$((1 << 20))
 # sealed, one of which a snapshot is taken every 5 seconds, one with many.
 step_fio() {
     local bytes seconds bare_pid cached_pid qemu_pid targets=() kinds=(fresh sealed) kind target many=512
-    bytes=$(pick 4 1) seconds=$(pick 2 1)
+    bytes=$(pick 4 1) seconds=$(pick 2 500ms)
     bytes=$((bytes << 30))
     run truncate -s $((2 * bytes)) "$work/raw.img" "$work/bare.img" "$work/cached.img"
     run qemu-img create -q -f qcow2 "$work/disk.qcow2" $((2 * bytes))
@@ -108,9 +108,10 @@ step_fio() {
 # itself now and then (a hypervisor's quota, say), so a snapshot, which has
 # all of that synced, is held against as much I/O beside the mount.
 step_pause() {
-    local label size disk what round writer figures longest mkdirs=() fresh sizes=("1 GiB" "1 TiB")
+    local label size disk what round writer figures longest mkdirs=() fresh
+    local sizes=("1 GiB" "1 TiB") whats=(nothing beside fsync snapshot)
     fresh=$(pick 1024 256)
-    [ -z "$quick" ] || sizes=("1 TiB")
+    if [ -n "$quick" ]; then sizes=("1 TiB") whats=(nothing beside snapshot); fi
     local -A worst middle
     run dd if=/dev/urandom of="$work/fresh" bs=1M count="$fresh" status=none
     for label in "${sizes[@]}"; do
@@ -119,7 +120,7 @@ step_pause() {
         disk=$mnt/pause-$size
         new_disk "$disk" "$size"
         mkdirs=()
-        for what in nothing beside fsync snapshot; do
+        for what in "${whats[@]}"; do
             longest=()
             for round in 1 2 3; do
                 run dd if="$work/fresh" of="$disk/disk.img" bs=1M conv=notrunc status=none
@@ -241,7 +242,7 @@ step_steady() {
         fill "$mnt/steady-$kind/disk.img" "$bytes"
     done
     many_snapshots "$mnt/steady-full" "$many" "$bytes"
-    run tests/bench/steady.py "$bytes" "$(pick 60 20)" "$work/results" "$mnt"/steady-{alone,taken,full}
+    run tests/bench/steady.py "$bytes" "$(pick 60 15)" "$work/results" "$mnt"/steady-{alone,taken,full}
     last=$(newest_snapshot "$mnt/steady-taken")
     timed wait_ready "$last"
     figure "sealing what the load left behind" "$TIMED_MS" ms
@@ -251,8 +252,8 @@ step_steady() {
 # A snapshot beside a reflink of XFS, each of a file that somebody writes to
 # at random places, again and again: what both copied before is shared.
 step_reflink() {
-    local bytes file device round target longest=() took=() figures writer
-    bytes=$(pick 4 1)
+    local bytes file device rounds round target longest=() took=() figures writer
+    bytes=$(pick 4 1) rounds=$(pick 4 3)
     bytes=$((bytes << 30))
     if [ "$(id -u)" != 0 ]; then skip "reflink of XFS" "root only" && return; fi
     run truncate -s $((4 * bytes)) "$work/xfs.img"
@@ -271,11 +272,11 @@ step_reflink() {
         case $target in XFS) file=$work/xfs/disk.img ;; *) file=$mnt/reflink/disk.img ;; esac
         fill "$file" "$bytes"
         longest=() took=()
-        for round in 1 2 3 4; do
+        for ((round = 1; round <= rounds; round++)); do
             run fio --name=scatter --filename="$file" --size="$bytes" --rw=randwrite --bs=4k --direct=1 \
-                --ioengine=psync --fallocate=none --end_fsync=1 --number_ios="$(pick 60000 20000)" --output=/dev/null
-            show tests/bench/writer.py "$file" "$(pick 8 5)"
-            tests/bench/writer.py "$file" "$(pick 8 5)" >"$work/writer" &
+                --ioengine=psync --fallocate=none --end_fsync=1 --number_ios="$(pick 60000 10000)" --output=/dev/null
+            show tests/bench/writer.py "$file" "$(pick 8 4)"
+            tests/bench/writer.py "$file" "$(pick 8 4)" >"$work/writer" &
             writer=$!
             sleep 2
             case $target in
@@ -289,8 +290,8 @@ step_reflink() {
             longest+=("$(cut -d' ' -f2 <<<"$figures")")
             if [ $target = snapdisk ]; then wait_ready "$mnt/reflink/.snapshots/copy-$round"; fi
         done
-        figure "$target: copying under random writes, median of 4" "$(median "${took[@]}")" ms
-        figure "$target: longest write meanwhile, median of 4" "$(median "${longest[@]}")" ms
+        figure "$target: copying under random writes, median of $rounds" "$(median "${took[@]}")" ms
+        figure "$target: longest write meanwhile, median of $rounds" "$(median "${longest[@]}")" ms
     done
     run umount "$work/xfs"
     rm "$work/xfs.img"
@@ -361,7 +362,7 @@ step_idle() {
 # The index of many chunks made anew from the packs' directories.
 step_rebuild() {
     local count mnt=$work/rebuild store=$work/rebuild.store pid
-    count=$(pick 1048576 131072)
+    count=$(pick 1048576 65536)
     run "$snapdisk" init --chunk-size 16K "$store"
     start_daemon "$mnt" "$snapdisk" mount -f "$store" "$mnt"
     pid=$DAEMON_PID
