@@ -20,7 +20,7 @@ use common::{
     Need, TestStore, assert_sound, command, disk_with, noise, run, sh, skipped, take, wait_ready,
     wait_until,
 };
-use snapdisk::disk::{Disk, Source, Wait};
+use snapdisk::disk::{Attempt, Disk, Source, Wait};
 use snapdisk::error::Result;
 use snapdisk::files::Files;
 use snapdisk::progress::Quiet;
@@ -193,6 +193,24 @@ fn an_aligned_write_is_one_write_and_fsync_one_or_two_syncs() -> Result<()> {
     let calls = files.take().asked();
     assert_eq!(calls.steps(), first_sync, "{calls:?}");
     assert!(calls.written() <= 32 * 20 + RECORD, "{calls:?}");
+    store.close()
+}
+
+/// Invariant 9: freeing data may wait until it is written out, on some
+/// filesystems, so no thread does it that may not wait; it does nothing.
+#[test]
+fn a_thread_that_may_not_wait_frees_no_data() -> Result<()> {
+    let (_counted, store, files, web) = used(1 << 20, 1)?;
+    write(&web, 0, &Random(3).bytes(CHUNK))?;
+    files.take();
+    let len = CHUNK as u64;
+    let punched = web.punch(0, len, false, Wait::No)?;
+    assert_eq!(punched, Attempt::WouldBlock);
+    let calls = files.take().asked();
+    assert_eq!(calls.steps(), [], "{calls:?}");
+    web.punch(0, len, false, Wait::Yes)?.waited();
+    // Nothing is left to free.
+    assert_eq!(web.punch(0, len, false, Wait::No)?, Attempt::Done(()));
     store.close()
 }
 

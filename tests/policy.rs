@@ -297,6 +297,63 @@ fn a_named_policy_holds_many_disks() {
         "one more",
     );
     assert!(!point.join(".policies/more.toml").exists());
+    // One of them can be edited as vim does it.
+    sh(&format!(
+        "cd {}/.policies; mv p7.toml p7.toml~; echo 'hours = [1]' > p7.toml; rm p7.toml~",
+        point.display()
+    ));
+    assert_eq!(text(&point.join(".policies/p7.toml")), "hours = [1]\n");
+}
+
+/// Named policies are renamed, copied and given modes as other files are,
+/// whichever way an editor or a script takes.
+#[test]
+fn named_policies_are_files_to_scripts() {
+    if skipped(&[Need::Mount]) {
+        return;
+    }
+    let store = TestStore::new();
+    let mut mount = store.mount();
+    let dir = mount.path(".policies");
+    let there = || {
+        let names = fs::read_dir(&dir).expect("a list");
+        let names = names.map(|entry| entry.expect("an entry").file_name());
+        let names: BTreeSet<String> = names.map(|name| name.display().to_string()).collect();
+        names.into_iter().collect::<Vec<_>>().join(" ")
+    };
+    let run = |script: &str| sh(&format!("cd {}; {script}", dir.display()));
+
+    run("echo 'hours = [3]' > a.toml; echo 'hours = [4]' > new.toml");
+    // A backup that is kept, and a new one in its place.
+    run("mv a.toml a.bak; mv new.toml a.toml");
+    assert_eq!(there(), "a.bak a.toml");
+    assert_eq!(run("cat a.toml a.bak"), "hours = [4]\nhours = [3]\n");
+    run("rm a.bak");
+    assert_eq!(there(), "a.toml");
+    // By way of another name: attached disks follow.
+    let web = disk_with(mount.point(), "web", b"web");
+    let own = web.join(".snapshots/policy.toml");
+    symlink("../../.policies/a.toml", &own).expect("it is attached");
+    run("mv a.toml a.bak; mv a.bak b.toml");
+    assert_eq!(there(), "b.toml");
+    let target = fs::read_link(&own).expect("a link");
+    assert_eq!(target, Path::new("../../.policies/b.toml"));
+    assert_eq!(text(&own), "hours = [4]\n");
+    fs::remove_file(&own).expect("detached");
+    // Two under one name go with it.
+    run("echo 'hours = [5]' > c.toml; mv b.toml x; mv c.toml x; rm x");
+    mount.remount();
+    assert_eq!(there(), "");
+
+    // A copy is no refusal, and takes the mode that cp -p gives it.
+    run("echo 'hours = [6]' > a.toml; chmod 600 a.toml; cp -p a.toml b.toml");
+    run("echo 'hours = [7]' > c.toml; cp -p a.toml c.toml");
+    assert_eq!(run("cat b.toml c.toml"), "hours = [6]\nhours = [6]\n");
+    assert_eq!(run("stat -c %a b.toml c.toml"), "600\n600\n");
+    let events = text(&mount.path(".status/events.jsonl"));
+    assert!(!events.contains("copy_file_range"), "{events}");
+    // What snapdisk makes itself is nobody else's.
+    sh_fails(&format!("touch {}/.snapshots/latest", web.display()));
 }
 
 /// A mount whose daemon believes whatever time the test wants.

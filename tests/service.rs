@@ -280,6 +280,20 @@ fn a_group_is_all_or_none() {
         "b has one of that name",
     );
     assert!(!member("a", "taken").exists() && !group("taken").exists());
+    // A scratch file beside the policy is no snapshot, and in nobody's way.
+    fs::write(member("a", "scratch"), "x").expect("a scratch file");
+    fs::create_dir(group("scratch")).expect("a group");
+    wait_until("it is a snapshot", || {
+        member("a", "scratch").join("disk.img").is_file()
+    });
+    fs::rename(member("a", "scratch"), member("a", "moved")).expect("it is renamed");
+    assert_eq!(
+        fs::read_to_string(member("a", "moved").join("disk.img")).expect("a"),
+        "a"
+    );
+    fs::remove_dir(group("scratch")).expect("the group goes");
+    assert!(!member("a", "moved").exists());
+    fs::remove_file(member("a", "scratch")).expect("the file is there again");
     for bad in ["x", "auto-1", ".hidden", "latest"] {
         assert_errno(fs::create_dir(group(bad)), libc::EINVAL, bad);
     }

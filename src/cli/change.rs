@@ -63,9 +63,10 @@ pub(super) struct Snapshot {
 
 /// Put a disk back to what a snapshot holds
 ///
-/// At once, whatever the size; newer snapshots stay. What the disk is now is
-/// first kept as a snapshot, before-rollback-…, whose name is printed; with
-/// --discard it is lost. Refused while disk.img is open, as by a loop mount.
+/// At once, whatever the size; newer snapshots stay. NAME may be latest, the
+/// newest. What the disk is now is first kept as a snapshot, before-rollback-…,
+/// whose name is printed; with --discard it is lost. Refused while disk.img is
+/// open, as by a loop mount.
 ///
 /// Examples:
 ///   snapdisk rollback /mnt/disks/web before-upgrade

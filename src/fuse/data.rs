@@ -179,11 +179,19 @@ pub fn write(
 ) {
     // The kernel's requests are far below 4 GiB.
     let length = data.len() as u32;
-    if let Handle::Draft(open) = &*handle {
-        return match open.write(offset, data) {
-            Ok(()) => reply.written(length),
-            Err(error) => reply.error(shared.refused("write", &*handle, &error)),
-        };
+    if matches!(&*handle, Handle::Draft(_)) {
+        // Whoever closes it has it until it is in force, which is on a disk.
+        let (this, data) = (shared.clone(), data.to_vec());
+        return shared.meta.run(move || {
+            let written = match &*handle {
+                Handle::Draft(open) => open.write(offset, &data),
+                _ => Err(no_data()),
+            };
+            match written {
+                Ok(()) => reply.written(length),
+                Err(error) => reply.error(this.refused("write", &*handle, &error)),
+            }
+        });
     }
     let disk = match handle.writable() {
         Ok(disk) => disk.clone(),
@@ -259,6 +267,10 @@ pub fn fallocate(
     const PUNCH: i32 = libc::FALLOC_FL_PUNCH_HOLE | KEEP;
     const ZERO: i32 = libc::FALLOC_FL_ZERO_RANGE;
     const ZERO_AND_KEEP: i32 = ZERO | KEEP;
+    // posix_fallocate(3) then writes zeros; no refusal to tell of.
+    if matches!(&*handle, Handle::Draft(_)) {
+        return reply.error(Errno::EOPNOTSUPP);
+    }
     let refuse = |error: Error, reply: ReplyEmpty| {
         reply.error(shared.refused("fallocate", &*handle, &error));
     };
@@ -368,6 +380,10 @@ pub fn copy(
 ) {
     // The answer has 32 bits; whoever wants more asks again.
     const MOST: u64 = (u32::MAX as u64) & !4095;
+    // The kernel, or `cp`, then reads and writes; no refusal to tell of.
+    if matches!(&*target, Handle::Draft(_)) {
+        return reply.error(Errno::EOPNOTSUPP);
+    }
     let this = shared.clone();
     shared.meta.run(move || {
         let outcome = (|| {

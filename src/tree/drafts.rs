@@ -11,7 +11,7 @@ use super::{Attributes, Node, Tree, missing};
 use crate::error::{Error, Result};
 use crate::events::{Event, What};
 use crate::manifest::{Owner, PolicyText, PolicyUse};
-use crate::name::{NAME_BYTES, PolicyName, SnapshotName};
+use crate::name::{LATEST, NAME_BYTES, PolicyName, SnapshotName};
 use crate::policy::{self, POLICY_FILE, REJECTED_FILE, Rejection};
 use crate::time;
 use parking_lot::Mutex;
@@ -197,6 +197,14 @@ impl Drafts {
         self.with(place, |place| place.hidden.contains_key(name))
     }
 
+    /// The policies that an editor renamed to this.
+    fn renamed_to(&self, place: u32, name: &str) -> Vec<String> {
+        self.with(place, |place| {
+            let hidden = place.hidden.iter().filter(|(_, to)| *to == name);
+            hidden.map(|(policy, _)| policy.clone()).collect()
+        })
+    }
+
     /// Adds a file, if there is room for one.
     fn add(&self, place: u32, name: &str, draft: Arc<Draft>) -> Result<()> {
         self.with(place, |place| {
@@ -288,7 +296,14 @@ impl Tree {
         {
             return Some(policy);
         }
-        self.drafts.get(place, name).map(|draft| node_of(&draft))
+        let draft = self.drafts.get(place, name)?;
+        // A policy, a group or a rollback may have taken a snapshot of that
+        // name since.
+        let is_snapshot = place != POLICIES
+            && self
+                .disk(place)
+                .is_ok_and(|disk| disk.snapshot(name).is_some());
+        (!is_snapshot).then(|| node_of(&draft))
     }
 
     /// Whether a name is one of a file of policies.
@@ -435,7 +450,10 @@ impl Tree {
     /// Makes a scratch file, or what becomes a policy.
     pub(super) fn make_draft(&self, place: u32, name: &str, owner: Owner) -> Result<Node> {
         self.check_draft_name(place, name)?;
-        if let Some(Becomes::Named(_)) = becomes(place, name) {
+        // One that is renamed away counts already.
+        if let Some(Becomes::Named(_)) = becomes(place, name)
+            && self.store.policy(name).is_none()
+        {
             self.store.check_room_for_policy()?;
         }
         let owner = Owner {
@@ -452,8 +470,10 @@ impl Tree {
             what: "file",
             name: name.to_owned(),
         };
-        if name == REJECTED_FILE || name == super::LATEST {
-            return Err(exists());
+        if name == REJECTED_FILE || name == LATEST {
+            return Err(Error::NotPermitted {
+                what: format!("making {name}, which snapdisk makes itself"),
+            });
         }
         if place != POLICIES && self.disk(place)?.snapshot(name).is_some() {
             return Err(exists());
@@ -777,13 +797,8 @@ impl Tree {
             Some(Node::Draft(..) | Node::DraftLink(..)) => {
                 // With the file that a policy was renamed to goes the policy,
                 // unless another came in its place.
-                let hidden = self.drafts.with(place, |place| {
-                    let mut hidden = place.hidden.iter();
-                    let found = hidden.find(|(_, to)| *to == name);
-                    found.map(|(from, _)| from.clone())
-                });
                 // It may be refused, and the file stays then.
-                if let Some(policy) = hidden {
+                for policy in self.drafts.renamed_to(place, name) {
                     self.end_policy_at(place, &policy)?;
                 }
                 self.drafts.with(place, |place| place.files.remove(name));
@@ -821,7 +836,7 @@ impl Tree {
             name: to.to_owned(),
         };
         if to == REJECTED_FILE
-            || to == super::LATEST
+            || to == LATEST
             || (place != POLICIES && self.disk(place)?.snapshot(to).is_some())
         {
             return Err(taken());
@@ -836,8 +851,10 @@ impl Tree {
                 what: format!("renaming {REJECTED_FILE}"),
             }),
             Node::NamedPolicy(_) if becomes(place, to).is_some() => {
-                let to = PolicyName::parse(OsStr::new(to))?;
-                self.store.rename_policy(from, to, no_replace)
+                let new = PolicyName::parse(OsStr::new(to))?;
+                self.store.rename_policy(from, new, no_replace)?;
+                self.installed(place, to);
+                Ok(())
             }
             // An editor's backup.
             policy => {
@@ -881,6 +898,15 @@ impl Tree {
                 let text =
                     text.map_err(|rejection| self.reject(place, &becomes, to, &rejection))?;
                 let owner = draft.body.lock().owner;
+                // A policy that was renamed to this is what gets the name.
+                if let Becomes::Named(name) = &becomes
+                    && let Some(policy) = self.drafts.renamed_to(place, from).pop()
+                    && policy != to
+                {
+                    self.store.rename_policy(&policy, name.clone(), false)?;
+                    self.drafts
+                        .with(place, |place| place.hidden.remove(&policy));
+                }
                 self.install(place, becomes, to, text, owner)?;
             }
             self.drafts.with(place, |place| place.files.remove(from));
@@ -909,13 +935,21 @@ impl Tree {
             let mut modified = time::to_system(text.modified_ns);
             apply(&mut text.owner, &mut modified);
         };
+        let apply_to_draft = |draft: &Draft| {
+            let mut body = draft.body.lock();
+            let Body {
+                owner, modified, ..
+            } = &mut *body;
+            apply(owner, modified);
+        };
+        // What is being written of a policy comes into force with its owner.
+        let open = self.drafts.open.lock().get(&node).and_then(Weak::upgrade);
+        if let Some(draft) = open {
+            apply_to_draft(&draft);
+        }
         match node {
             Node::Draft(place, number) | Node::DraftLink(place, number) => {
-                let draft = self.draft(place, number)?;
-                let mut body = draft.body.lock();
-                let mut modified = body.modified;
-                apply(&mut body.owner, &mut modified);
-                body.modified = modified;
+                apply_to_draft(&*self.draft(place, number)?);
                 Ok(())
             }
             Node::PolicyFile(number) => self.disk(number)?.change_policy(&|policy| match policy {

@@ -365,13 +365,21 @@ impl Layer {
     }
 
     /// Makes a byte range read as zeros. The caller holds the lock of the
-    /// block range and is counted in. May have to wait for the parts of
-    /// blocks at its edges; then nothing was done.
+    /// block range and is counted in. May have to wait: for the parts of
+    /// blocks at its edges, and where there is data to be freed, since the
+    /// host's filesystem may write that out before it punches a hole. Then
+    /// nothing was done.
     pub fn zero(&self, sealed: &Sealed, range: Range<u64>, wait: Wait) -> Result<Attempt<()>> {
         self.check_failed()?;
         self.check_readable()?;
         let first = range.start.div_ceil(BLOCK);
         let last = range.end / BLOCK;
+        if wait == Wait::No
+            && first < last
+            && !data_runs(&self.content.read(), first..last).is_empty()
+        {
+            return Ok(Attempt::WouldBlock);
+        }
         const ZEROS: [u8; BLOCK as usize] = [0; BLOCK as usize];
         let mut edges = Vec::new();
         if first > last {
@@ -536,7 +544,13 @@ impl Layer {
         self.read_data(size, &mut bytes)?;
         if bytes.iter().any(|byte| *byte != 0) {
             self.cleared.store(true, Ordering::SeqCst);
-            self.write_data(size, &vec![0; rest])?;
+            self.write_data(size, &vec![0; rest]).inspect_err(|error| {
+                // It is seen and cannot be cleared: it must not show when
+                // the image grows.
+                if matches!(error, Error::Damaged { .. }) {
+                    self.fail(error);
+                }
+            })?;
         }
         Ok(())
     }
