@@ -100,6 +100,15 @@ impl Mounts {
         self.stores().filter(|mount| !mount.is_dead())
     }
 
+    /// Where a store or a part of it is shown, by bind mounts, too, and not
+    /// covered by another mount.
+    pub fn showing(&self, store: &Path) -> impl Iterator<Item = &Mount> {
+        let shows =
+            move |mount: &&Mount| mount.is_own() && mount.source == store && mount.is_of_owner();
+        let is_on_top = |mount: &&Mount| self.at(&mount.point) == Some(*mount);
+        self.0.iter().filter(shows).filter(is_on_top)
+    }
+
     /// Where a store is mounted, whole and alive. Looks at no other mount,
     /// whose daemon might not answer.
     pub fn of_store(&self, store: &Path) -> Option<&Mount> {

@@ -14,7 +14,9 @@ use landlock::{
 };
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::path::Path;
-use std::sync::mpsc::{Receiver, Sender, channel};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, TryRecvError, channel};
 use std::thread;
 use std::time::Duration;
 
@@ -29,7 +31,20 @@ type Job = Box<dyn FnOnce() + Send>;
 
 /// A thread that is not confined.
 #[derive(Debug)]
-pub struct Outside(Sender<Job>);
+pub struct Outside {
+    jobs: Sender<Job>,
+    /// Something that nobody waits for any more is not done yet.
+    stuck: Arc<AtomicBool>,
+}
+
+/// What was begun has come to its end, whichever.
+struct Ended(Arc<AtomicBool>);
+
+impl Drop for Ended {
+    fn drop(&mut self) {
+        self.0.store(false, Ordering::SeqCst);
+    }
+}
 
 impl Outside {
     /// Starts it, to be done before [`confine`].
@@ -44,17 +59,35 @@ impl Outside {
                     }
                 }
             })?;
-        Ok(Outside(jobs))
+        Ok(Outside {
+            jobs,
+            stuck: Arc::default(),
+        })
     }
 
     /// [`Outside::ask`] for what may be made to wait by whom it concerns: None
-    /// also after `patience`, and the job goes on.
+    /// also after `patience`, and the job goes on. Until it is done others are
+    /// told so at once.
     pub fn ask_within<T: Send + 'static>(
         &self,
         patience: Duration,
         job: impl FnOnce() -> T + Send + 'static,
     ) -> Option<T> {
-        self.begin(job)?.recv_timeout(patience).ok()
+        if self.stuck.load(Ordering::SeqCst) {
+            return None;
+        }
+        let answered = self.begin(job)?;
+        let answer = answered.recv_timeout(patience);
+        if !matches!(answer, Err(RecvTimeoutError::Timeout)) {
+            return answer.ok();
+        }
+        self.stuck.store(true, Ordering::SeqCst);
+        // It may have ended just before that.
+        let answer = answered.try_recv();
+        if !matches!(answer, Err(TryRecvError::Empty)) {
+            self.stuck.store(false, Ordering::SeqCst);
+        }
+        answer.ok()
     }
 
     /// Has it do something and waits for that; None if it panicked.
@@ -67,11 +100,13 @@ impl Outside {
         job: impl FnOnce() -> T + Send + 'static,
     ) -> Option<Receiver<T>> {
         let (answer, answered) = channel();
+        let ended = Ended(self.stuck.clone());
         let job = Box::new(move || {
-            // Nobody waits any more only if whoever asked has panicked.
+            let _ended = ended;
+            // Nobody may wait any more.
             answer.send(job()).ok();
         });
-        self.0.send(job).ok()?;
+        self.jobs.send(job).ok()?;
         Some(answered)
     }
 }
@@ -213,6 +248,23 @@ mod tests {
             assert_eq!(error.kind(), std::io::ErrorKind::PermissionDenied);
         }
         assert!(start()?.success());
+        Ok(())
+    }
+
+    /// One job that hangs, which who it concerns may cause, makes one asker
+    /// wait, not each.
+    #[test]
+    fn whoever_asks_while_a_job_hangs_is_told_at_once() -> std::io::Result<()> {
+        let outside = Outside::start()?;
+        let (release, held) = channel::<()>();
+        let short = Duration::from_millis(1);
+        assert_eq!(outside.ask_within(short, move || held.recv().is_ok()), None);
+        // This would wait for ever if it were asked.
+        assert_eq!(outside.ask_within(Duration::MAX, || 7), None);
+        release.send(()).expect("it waits");
+        // Jobs are done in turn.
+        assert_eq!(outside.ask(|| 7), Some(7));
+        assert_eq!(outside.ask_within(Duration::MAX, || 7), Some(7));
         Ok(())
     }
 

@@ -229,6 +229,31 @@ fn mounts_end_cleanly() -> Outcome {
     Ok(())
 }
 
+/// A bind mount of a part keeps the daemon: `umount` names it instead of
+/// waiting for ever, and SIGTERM ends it, too.
+#[test]
+fn a_bind_mount_is_told_of_and_ended() -> Outcome {
+    if skipped(&[Need::Mount]) {
+        return Ok(());
+    }
+    let store = TestStore::new();
+    let mount = store.mount();
+    let web = disk_with(mount.point(), "web", b"kept");
+    let elsewhere = tempfile::tempdir()?;
+    let bound = text(elsewhere.path());
+    sh(&format!("mount --bind '{}' '{bound}'", web.display()));
+    let said = snapdisk_fails(&["umount", &text(&store.point())]);
+    assert!(said.contains(&bound), "{said}");
+    assert_eq!(fs::read(web.join("disk.img"))?, b"kept");
+    sys::kill(mount.process(), libc::SIGTERM)?;
+    wait_until("the store is let go of", || {
+        File::open(store.path().join("lock")).is_ok_and(|lock| lock.try_lock().is_ok())
+    });
+    assert!(!elsewhere.path().join("disk.img").exists());
+    assert!(!mount.path(".images").exists());
+    Ok(())
+}
+
 /// Verbs answer the same for a mounted store and for the store itself; their
 /// JSON has the documented keys.
 #[test]

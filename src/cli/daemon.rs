@@ -256,42 +256,55 @@ impl Daemon {
 /// How often it is tried again to unmount what is in use.
 const RETRY_EVERY: Duration = Duration::from_secs(1);
 
-/// Unmounts our mount, and nobody else's that has taken its place; while it
-/// is in use, as soon as it no longer is: whoever ends a service signals once.
+/// Unmounts our mount, bind mounts of it included, and nobody else's that has
+/// taken its place; while it is in use, as soon as it no longer is: whoever
+/// ends a service signals once.
 fn end(store: &Path, point: &Path) {
     // The signal may come just before the mount is there.
     let mut looks = 20;
-    let mut was_busy = false;
+    let (mut was_busy, mut was_there) = (false, false);
     while looks > 0 {
-        let is_ours = match mounts() {
+        let shown: Vec<PathBuf> = match mounts() {
             Ok(now) => now
-                .at(point)
-                .is_some_and(|mount| mount.is_own() && mount.source == store),
+                .showing(store)
+                .map(|mount| mount.point.clone())
+                .collect(),
             Err(error) => {
                 tracing::error!("{error}");
                 return;
             }
         };
-        if !is_ours {
+        if shown.is_empty() {
+            if was_there {
+                return;
+            }
             looks -= 1;
             thread::sleep(LOOK_EVERY);
             continue;
         }
-        match unmount(point, false) {
-            Ok(()) => return,
-            Err(error) if is_busy(&error) => {
-                if !std::mem::replace(&mut was_busy, true) {
-                    tracing::warn!(
-                        "{} is in use: it is unmounted once what uses it is closed or unmounted",
-                        point.display()
-                    );
+        was_there = true;
+        let mut is_in_use = false;
+        // What was mounted last may lie in what was mounted before.
+        for shown in shown.iter().rev() {
+            match unmount(shown, false) {
+                Ok(()) => {}
+                Err(error) if is_busy(&error) => {
+                    is_in_use = true;
+                    if !std::mem::replace(&mut was_busy, true) {
+                        tracing::warn!(
+                            "{} is in use: it is unmounted once what uses it is closed or unmounted",
+                            shown.display()
+                        );
+                    }
                 }
-                thread::sleep(RETRY_EVERY);
+                Err(error) => {
+                    tracing::error!("{}", Failure::system("unmounting", shown, &error));
+                    return;
+                }
             }
-            Err(error) => {
-                tracing::error!("{}", Failure::system("unmounting", point, &error));
-                return;
-            }
+        }
+        if is_in_use {
+            thread::sleep(RETRY_EVERY);
         }
     }
     tracing::warn!("{} does not show the store (any more)", point.display());

@@ -25,8 +25,7 @@ const CACHE_MIN: u64 = 1 << 20;
 /// Returns when the mount is ready; a daemon then serves it in the
 /// background and writes its log to snapdisk.log in the store. What a crash
 /// left behind is put in order first. `snapdisk umount`, `umount` and SIGTERM
-/// end the mount; while files in it are open, SIGTERM only says so in the
-/// log.
+/// end the mount; SIGTERM does so as soon as no file in it is open.
 ///
 /// MNT is an empty directory. If the daemon of an earlier mount there has
 /// died, that is replaced.

@@ -12,10 +12,12 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode, Stdio};
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 /// How often it is looked whether the daemon has ended.
 pub(super) const LOOK_EVERY: Duration = Duration::from_millis(20);
+/// When it is told what is waited for.
+const TELL_AFTER: Duration = Duration::from_secs(10);
 
 /// End a mount, cleanly
 ///
@@ -52,6 +54,14 @@ pub(super) fn run(umount: &Umount) -> anyhow::Result<ExitCode> {
         }
     };
     let is_dead = mount.is_dead();
+    // It would go on being served there.
+    let mut others = mounts.showing(&mount.source);
+    if !is_dead && let Some(other) = others.find(|other| other.point != point && !other.is_dead()) {
+        let other = other.point.display();
+        return Err(Failure::new(what, format_args!("{other} shows it, too"))
+            .hint(format_args!("`umount {other}` ends that bind mount"))
+            .into());
+    }
     unmount(&point, is_dead).map_err(|error| busy_or(&what, &point, &error))?;
     if !is_dead {
         wait_until_free(&mount.source)?;
@@ -116,7 +126,17 @@ pub(super) fn is_free(store: &Path) -> io::Result<bool> {
 /// Waits until no process has the store's lock, or it is mounted anew.
 fn wait_until_free(store: &Path) -> Result<(), Failure> {
     let bar = Bar::new();
+    let started = Instant::now();
+    let mut was_told = false;
     loop {
+        if started.elapsed() > TELL_AFTER && !std::mem::replace(&mut was_told, true) {
+            bar.clear();
+            eprintln!(
+                "snapdisk: {} is still in use: its daemon writes out data, or something that cannot \
+                 be seen from here has it mounted, such as a container",
+                store.display()
+            );
+        }
         match is_free(store) {
             Ok(true) => return Ok(()),
             Ok(false) => {}

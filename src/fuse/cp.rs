@@ -6,7 +6,7 @@
 //! makes of a clone in no time a copy of the whole disk. So a `cp` whose
 //! destination lies in the mount is told that the image has no holes. Every
 //! other program, and a `cp` to elsewhere, which has to keep the holes, gets
-//! the truth. A wrong guess costs time only: the bytes are the same.
+//! the truth.
 
 use crate::sandbox::Outside;
 use std::ffi::OsStr;
@@ -46,19 +46,48 @@ fn is_copy_to(thread: u32, mount_point: &Path) -> bool {
     false
 }
 
-/// Where a `cp` with these arguments copies to: the value of its option `-t`
-/// if it has one, else its last argument.
+/// Where a `cp` with these arguments copies to, by the options of GNU cp 9:
+/// the value of `-t` if it has one, else the last argument that is no option.
 fn destination<'a>(arguments: &[&'a OsStr]) -> Option<&'a OsStr> {
     let mut arguments = arguments.iter().filter(|argument| !argument.is_empty());
     let mut last = None;
+    let mut only_files = false;
     arguments.next()?;
     while let Some(argument) = arguments.next() {
         match argument.as_bytes() {
-            b"-t" | b"--target-directory" => return arguments.next().copied(),
-            long if long.starts_with(b"--target-directory=") => {
-                return Some(OsStr::from_bytes(&long[b"--target-directory=".len()..]));
+            file if only_files || !file.starts_with(b"-") || file == b"-" => last = Some(*argument),
+            b"--" => only_files = true,
+            long if long.starts_with(b"--") => {
+                let (name, value) = match long.iter().position(|byte| *byte == b'=') {
+                    Some(at) => (&long[..at], Some(OsStr::from_bytes(&long[at + 1..]))),
+                    None => (long, None),
+                };
+                // As long as it means one option only.
+                let is = |option: &str, least: &str| {
+                    name.starts_with(least.as_bytes()) && option.as_bytes().starts_with(name)
+                };
+                if is("--target-directory", "--t") {
+                    return value.or_else(|| arguments.next().copied());
+                }
+                let takes_value = is("--suffix", "--su")
+                    || is("--sparse", "--sp")
+                    || is("--no-preserve", "--no-p");
+                if takes_value && value.is_none() {
+                    arguments.next();
+                }
             }
-            _ => last = Some(*argument),
+            // Letters up to one that takes the rest, or the next argument.
+            letters => {
+                let taking = letters.iter().position(|letter| b"tS".contains(letter));
+                let Some(at) = taking else { continue };
+                let value = match &letters[at + 1..] {
+                    [] => arguments.next().copied(),
+                    rest => Some(OsStr::from_bytes(rest)),
+                };
+                if letters[at] == b't' {
+                    return value;
+                }
+            }
         }
     }
     last
@@ -89,14 +118,30 @@ mod tests {
         destination(&arguments).map(|to| to.to_string_lossy().into_owned())
     }
 
-    /// The destination is found in every form of the command line.
+    /// The destination is found in every form of the command line: a `cp` to
+    /// elsewhere that was taken for one within would write out all holes.
     #[test]
-    fn the_destination_is_the_last_argument_or_the_option() {
-        assert_eq!(to(&["cp", "a", "/m/b", ""]).as_deref(), Some("/m/b"));
-        assert_eq!(to(&["cp", "-t", "/m", "a", ""]).as_deref(), Some("/m"));
-        let long = ["cp", "--target-directory=/m", "a"];
-        assert_eq!(to(&long).as_deref(), Some("/m"));
-        assert_eq!(to(&["cp"]), None);
+    fn the_destination_is_the_last_file_or_the_option() {
+        for (line, expected) in [
+            (&["cp", "a", "/m/b", ""][..], Some("/m/b")),
+            (&["cp", "-t", "/m", "a", ""], Some("/m")),
+            (&["cp", "-at", "/m", "a"], Some("/m")),
+            (&["cp", "-at/m", "a"], Some("/m")),
+            (&["cp", "--target-directory=/m", "a"], Some("/m")),
+            (&["cp", "--target-directory", "/m", "a"], Some("/m")),
+            (&["cp", "--targ", "/m", "a"], Some("/m")),
+            (&["cp", "--t=/m", "a"], Some("/m")),
+            (&["cp", "a", "/m/b", "-v", "--sparse=always"], Some("/m/b")),
+            (&["cp", "a", "/m/b", "--sparse", "always"], Some("/m/b")),
+            (&["cp", "a", "/m/b", "-bS", ".old"], Some("/m/b")),
+            (&["cp", "a", "/m/b", "-S.t"], Some("/m/b")),
+            (&["cp", "a", "/m/b", "--no-preserve", "mode"], Some("/m/b")),
+            (&["cp", "-T", "--", "a", "-t"], Some("-t")),
+            (&["cp"], None),
+            (&["cp", "-t"], None),
+        ] {
+            assert_eq!(to(line).as_deref(), expected, "{line:?}");
+        }
     }
 
     /// Relative paths count from the process' directory.

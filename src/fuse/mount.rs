@@ -13,11 +13,14 @@ use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::sync::Arc;
+use std::time::Duration;
 
 /// Threads that take requests from the kernel, unless told otherwise.
 pub const THREADS: usize = 4;
 const MOST_THREADS: usize = 64;
 const FUSE_CONF: &str = "/etc/fuse.conf";
+/// How long unmounting what nobody serves any more may take.
+const UNMOUNT_PATIENCE: Duration = Duration::from_secs(10);
 
 /// How to mount.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -258,8 +261,9 @@ pub fn serve(
     });
     let outcome = session.run();
     shared.close();
-    // Where it did not end with the mount: this thread may not unmount.
-    let ended = outside.ask(move || unmounter.unmount());
+    // Where it did not end with the mount: this thread may not unmount. What
+    // hangs outside must not keep the store from being closed.
+    let ended = outside.ask_within(UNMOUNT_PATIENCE, move || unmounter.unmount());
     if let Some(Err(error)) = ended {
         tracing::debug!("unmounting: {error}");
     }
