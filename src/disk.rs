@@ -326,6 +326,9 @@ pub struct Disk {
     /// When finishing it is tried again, after it failed. Held while it is
     /// tried; before all other locks.
     finish_not_before: Mutex<Option<Instant>>,
+    /// No catalogue lists it any more: it gets no manifest again. Set under
+    /// `meta`.
+    forgotten: AtomicBool,
 }
 
 /// Shows that the `meta` lock is held.
@@ -374,6 +377,7 @@ impl Disk {
             out_of_reach: Vec::new(),
             allocated: Mutex::default(),
             last_rollback: Mutex::default(),
+            forgotten: AtomicBool::new(false),
             finish_at: Mutex::default(),
             finish_not_before: Mutex::default(),
         }
@@ -401,7 +405,7 @@ impl Disk {
                     head,
                     generation: image.generation,
                     owner: image.owner,
-                    changed_ns: image.modified_ns,
+                    changed_ns: image.changed_ns.max(image.modified_ns),
                 })
             }
         };
@@ -576,8 +580,17 @@ impl Disk {
 
     /// [`Disk::publish`] for who holds the `meta` lock.
     pub(crate) fn publish_under(&self, meta: &Meta<'_>) -> Result<()> {
+        if self.forgotten.load(Ordering::SeqCst) {
+            return Ok(());
+        }
         let state = self.state.read().clone();
         self.commit(meta, state)
+    }
+
+    /// Has it get no manifest any more; the caller holds `meta`, if others
+    /// know of it.
+    pub(crate) fn forget(&self) {
+        self.forgotten.store(true, Ordering::SeqCst);
     }
 
     /// Makes `next` the disk's state: durable first, then visible. If it is
@@ -594,6 +607,12 @@ impl Disk {
         _meta: &Meta<'_>,
         next: &mut State,
     ) -> Result<HashSet<LayerId>> {
+        if self.forgotten.load(Ordering::SeqCst) {
+            return Err(Error::Missing {
+                what: "disk",
+                name: self.name(),
+            });
+        }
         let previous = next.nonce;
         next.sequence += 1;
         next.nonce = Some(Uuid::new_v4());
@@ -663,6 +682,7 @@ impl Disk {
                 generation: live.generation,
                 owner: live.owner,
                 modified_ns: live.head.modified_ns(),
+                changed_ns: live.changed_ns,
             }),
             next_snapshot: state.next_snapshot,
             next_generation: state.next_generation,
@@ -677,11 +697,20 @@ impl Disk {
     fn layer_records(&self, mut layers: Layers) -> Vec<LayerRecord> {
         for known in &self.out_of_reach {
             if layers.seen.insert(known.id) {
-                // Another disk may reach it, and it may have been sealed.
-                let layer = self.engine.layers.lock().get(&known.id).cloned();
-                let sealed = layer.and_then(|layer| layer.sealed().map(|root| root.id));
+                // Another disk may reach it, and it may have been sealed, or
+                // what it lies over: that is named no more then.
+                let in_use = self.engine.layers.lock();
+                let sealed = |id: &LayerId| {
+                    let root = in_use.get(id).and_then(|layer| layer.sealed());
+                    root.map(|root| root.id)
+                };
+                let base = match known.base {
+                    BaseRecord::Layer(id) => sealed(&id).map_or(known.base, BaseRecord::Root),
+                    base => base,
+                };
                 layers.records.push(LayerRecord {
-                    root: known.root.or(sealed),
+                    base,
+                    root: known.root.or_else(|| sealed(&known.id)),
                     ..known.clone()
                 });
             }

@@ -207,6 +207,9 @@ pub struct ImageRecord {
     pub owner: Owner,
     /// Its time of modification when this was written.
     pub modified_ns: i64,
+    /// When its owner, mode or times were last set.
+    #[serde(default)]
+    pub changed_ns: i64,
 }
 
 /// What a disk manifest is of.
@@ -439,7 +442,7 @@ pub trait Manifest: Serialize + DeserializeOwned {
 }
 
 /// Counters stay below this.
-const COUNT_LIMIT: u64 = 1 << 62;
+pub const COUNT_LIMIT: u64 = 1 << 62;
 
 impl Manifest for Header {
     const KIND: &'static str = "store";
@@ -697,16 +700,30 @@ impl Manifests {
         self.replace(manifest)
     }
 
-    /// Renames one that cannot be read, if it is there, so that it stays and
-    /// is in nobody's way.
-    pub fn set_aside(&self, key: &str) -> Result<()> {
-        let Some((bytes, _)) = self.backend.get(key)? else {
-            return Ok(());
+    /// Keeps a copy of one that is to be forgotten, if there are bytes of it,
+    /// under a name that nobody looks at.
+    pub fn keep_aside(&self, key: &str) -> Result<()> {
+        let bytes = match self.backend.get(key) {
+            Ok(Some((bytes, _))) => bytes,
+            Ok(None) => return Ok(()),
+            Err(error) if error.is_unreadable() => {
+                tracing::error!("nothing can be kept of {key}: {error}");
+                return Ok(());
+            }
+            Err(error) => return Err(error),
         };
         let name = key.strip_prefix(PREFIX).unwrap_or(key);
-        match self.backend.put_new(&format!("{LOST}{name}"), &bytes) {
-            Ok(()) | Err(Error::Exists { .. }) => self.delete(key),
-            Err(error) => Err(error),
+        let mut aside = format!("{LOST}{name}");
+        loop {
+            match self.backend.put_new(&aside, &bytes) {
+                Err(Error::Exists { .. }) => {}
+                kept => return kept,
+            }
+            // That of an earlier time may have other bytes.
+            match self.backend.get(&aside) {
+                Ok(Some((before, _))) if before == bytes => return Ok(()),
+                _ => aside.push_str(".again"),
+            }
         }
     }
 

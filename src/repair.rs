@@ -214,6 +214,11 @@ impl Store {
             .filter(|(id, _)| lost.contains(id))
             .map(|(id, kind)| manifest::entry_key(id, *kind))
             .collect();
+        // Before anything is changed: what no catalogue lists the next start
+        // removes.
+        for key in &keys {
+            self.engine.manifests.keep_aside(key)?;
+        }
         if !keys.is_empty() || !groups.is_empty() {
             self.replace_catalogue(&mut catalogue, next)?;
         }
@@ -223,7 +228,7 @@ impl Store {
         }
         for key in &keys {
             tracing::warn!("{key} is forgotten");
-            self.engine.manifests.set_aside(key)?;
+            self.engine.manifests.delete(key)?;
         }
         self.damage.lock().retain(|damage| damage.entry.is_none());
         Ok(keys.len() as u64)

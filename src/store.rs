@@ -414,6 +414,7 @@ impl Store {
         let mut next = catalogue.clone();
         next.entries.remove(&disk.id());
         self.replace_catalogue(catalogue, next)?;
+        disk.forget();
         self.disks.write().remove(&disk.number());
         self.engine
             .manifests

@@ -19,7 +19,7 @@ use common::bytes::Random;
 use common::env_number;
 use common::faulty::FaultyFiles;
 use common::library::{CHUNK, OWNER, assert_store_sound, make, memory_dir, new_files, open_files};
-use snapdisk::disk::{Disk, Source, Wait};
+use snapdisk::disk::{AttributeChange, Disk, Source, Wait};
 use snapdisk::error::{Error, Result};
 use snapdisk::events::By;
 use snapdisk::name::SnapshotName;
@@ -30,6 +30,7 @@ use std::path::Path;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Barrier, Mutex, OnceLock};
 use std::thread;
+use std::time::SystemTime;
 
 const SECTOR: usize = 512;
 /// Of a disk.
@@ -943,5 +944,40 @@ fn a_clone_of_a_tail_takes_nothing_from_who_writes_behind_it() {
             .waited();
         assert!(copied == [number as u8; 4096], "{number}: the clone");
     }
+    store.close().expect("closing");
+}
+
+/// Who takes a snapshot waits until nobody is left in the head, and holds the
+/// disk's metadata meanwhile: nobody waits for that in the head. Else this
+/// hangs.
+#[test]
+fn times_are_set_while_snapshots_are_taken() {
+    let home = memory_dir();
+    let store = open_files(&new_files(), home.path()).expect("it opens");
+    let disk = make(&store, "web").expect("a disk");
+    let ended = AtomicBool::new(false);
+    thread::scope(|scope| {
+        for _ in 0..2 {
+            scope.spawn(|| {
+                while !ended.load(Ordering::SeqCst) {
+                    let change = AttributeChange {
+                        modified: Some(SystemTime::now()),
+                        ..AttributeChange::default()
+                    };
+                    disk.set_live_attributes(change).expect("it is set");
+                }
+            });
+        }
+        for number in 0..200u8 {
+            // Else nothing is put over the head.
+            let written = disk.write(0, &[number; SECTOR], Wait::Yes);
+            written.expect("written").waited();
+            let name = format!("s{number}");
+            let parsed = SnapshotName::parse(name.as_ref()).expect("a name");
+            disk.take_snapshot(parsed).expect("taken");
+            disk.delete_snapshot(&name).expect("deleted");
+        }
+        ended.store(true, Ordering::SeqCst);
+    });
     store.close().expect("closing");
 }

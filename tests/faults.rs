@@ -16,8 +16,8 @@ use common::faulty::{Call, Fault, FaultyFiles};
 use common::library::*;
 use common::{DEADLINE, Filesystem, Need, skipped};
 use snapdisk::disk::{AttributeChange, Disk, Source, Wait};
-use snapdisk::manifest::Settings;
-use snapdisk::name::{ImageName, SnapshotName};
+use snapdisk::manifest::{EntryKind, Settings, entry_key};
+use snapdisk::name::{DiskName, ImageName, SnapshotName};
 use snapdisk::progress::Quiet;
 use snapdisk::store::{Options, Store};
 use std::collections::{BTreeMap, BTreeSet};
@@ -480,7 +480,7 @@ fn what_cannot_be_read_at_the_start_takes_nothing_else_with_it() {
     let (mut refused, mut cells) = (0, 0);
     for path in ["manifests/disk-", ".log", "packs/", ".0000"] {
         for after in 0..6 {
-            for call in [Call::Read, Call::Sync] {
+            for call in [Call::Open, Call::Read, Call::Sync] {
                 let files = files.fork();
                 files.fail(Fault {
                     call,
@@ -500,6 +500,9 @@ fn what_cannot_be_read_at_the_start_takes_nothing_else_with_it() {
                     read.is_ok().then_some(found)
                 };
                 let found = ["a", "b"].map(|name| read(&store, name));
+                // A file of a layer leaves no disk out.
+                let is_of_layer = path == ".log" || path == ".0000";
+                assert!(!is_of_layer || store.disks().len() == 2, "{what}");
                 refused += u64::from(found.iter().any(Option::is_none));
                 let right = &bytes[2 * CHUNK..3 * CHUNK];
                 assert!(found.iter().any(Option::is_some), "{what}: no disk is left");
@@ -600,6 +603,139 @@ fn a_log_that_cannot_be_read_now_costs_nothing_later() {
         assert_store_sound(&store, name);
         drop(mended);
         store.close().expect("closing");
+    }
+}
+
+/// Invariant 1: neither does it if what a layer lies over is sealed while
+/// nobody can say what the layer shows.
+#[test]
+fn a_log_that_cannot_be_read_while_others_are_sealed_costs_nothing_later() {
+    let home = memory_dir();
+    let files = new_files();
+    let store = open_files(&files, home.path()).expect("it opens");
+    // Nothing is sealed yet.
+    files.fail(Fault {
+        call: Call::Create,
+        path: "packs/".into(),
+        errno: libc::ENOSPC,
+        after: 0,
+        times: u64::MAX,
+    });
+    let (old, new) = (Random(4).bytes(4 * CHUNK), Random(5).bytes(4 * CHUNK));
+    let web = make(&store, "web").expect("a disk");
+    write(&web, 0, &old).expect("written");
+    take_of(&web, "old").expect("a snapshot");
+    write(&web, 0, &new).expect("written");
+    take_of(&web, "new").expect("a snapshot");
+    // The head lies over one layer and refers to one over that, which
+    // nothing else shows any more.
+    let before = logs_of(&files);
+    web.rollback("old", true).expect("rolled back");
+    let from = Source::Snapshot(web.clone(), web.snapshot("new").expect("it was taken"));
+    web.copy_range(&from, 0, 0, new.len() as u64)
+        .expect("copied");
+    web.flush().expect("flushed");
+    drop(from);
+    web.delete_snapshot("new").expect("deleted");
+    let log = only_new(&files, &before);
+    drop(web);
+    let files = files.kill();
+    drop(store);
+    files.mend();
+    files.fail(Fault {
+        call: Call::Read,
+        path: log,
+        errno: libc::EIO,
+        after: 0,
+        times: 1,
+    });
+    let store = open_files(&files, home.path()).expect("it opens");
+    let mut found = vec![0; new.len()];
+    let read = disk(&store, "web").read(0, &mut found, Wait::Yes);
+    assert!(read.is_err(), "its log was read");
+    wait_all_sealed(&store);
+    let _ = store.close();
+    drop(store);
+    files.mend();
+    let store = open_files(&files, home.path()).expect("it opens again");
+    let read = disk(&store, "web").read(0, &mut found, Wait::Yes);
+    assert_eq!(read.expect("its log can be read").waited(), new.len());
+    assert!(found == new, "other bytes");
+    store.close().expect("closing");
+}
+
+/// Invariant 1: how far a log reached is known still after a run in which its
+/// disk could not be read: a damaged end is no torn one.
+#[test]
+fn a_damaged_end_is_no_torn_one_after_a_run_without_the_disk() {
+    let home = memory_dir();
+    let (files, bytes) = sample(home.path());
+    let store = open_files(&files, home.path()).expect("it opens");
+    let before = logs_of(&files);
+    let young = make(&store, "young").expect("a disk");
+    write(&young, 0, &bytes[..CHUNK]).expect("written");
+    write(&young, CHUNK, &bytes[CHUNK..2 * CHUNK]).expect("written");
+    let log = only_new(&files, &before);
+    let manifest = entry_key(&young.id(), EntryKind::Disk);
+    drop(young);
+    store.close().expect("closing");
+    drop(store);
+    files.fail(unreadable(Call::Read, &manifest));
+    let store = open_files(&files, home.path()).expect("it opens");
+    assert!(store.disk("young").is_none());
+    let _ = store.close();
+    drop(store);
+    files.mend();
+    // It may have been put aside meanwhile.
+    let name = Path::new(&log).file_name().expect("a name");
+    let mut paths = files.paths().into_iter();
+    let log = paths.find(|path| {
+        path.to_string_lossy()
+            .contains(&name.to_string_lossy().into_owned())
+    });
+    files.tamper(&log.expect("it is there"), |log| {
+        *log.last_mut().expect("it has records") ^= 1;
+    });
+    let store = open_files(&files, home.path()).expect("it opens again");
+    let mut found = vec![0; 2 * CHUNK];
+    let read = disk(&store, "young").read(0, &mut found, Wait::Yes);
+    assert!(read.is_err(), "what was acknowledged is gone unseen");
+}
+
+/// Invariant 6: what recovery could not write out is not shown as if it had
+/// been: what is read is what is on disk.
+#[test]
+fn what_a_failed_sync_left_in_memory_is_not_shown() {
+    let home = memory_dir();
+    let (files, bytes) = sample(home.path());
+    let store = open_files(&files, home.path()).expect("it opens");
+    let a = disk(&store, "a");
+    write(&a, 0, &bytes[..CHUNK]).expect("written");
+    let never_flushed = a.write(0, &bytes[CHUNK..2 * CHUNK], Wait::Yes);
+    never_flushed.expect("written").waited();
+    drop(a);
+    let files = files.kill();
+    drop(store);
+    files.fail(Fault {
+        call: Call::Sync,
+        path: ".0000".into(),
+        errno: libc::EIO,
+        after: 0,
+        times: u64::MAX,
+    });
+    let read = |files: &FaultyFiles| {
+        let store = open_files(files, home.path()).expect("it opens");
+        let mut found = vec![0; CHUNK];
+        let read = disk(&store, "a").read(0, &mut found, Wait::Yes);
+        read.is_ok().then_some(found)
+    };
+    let shown = read(&files);
+    assert!(files.hits() > 0, "nothing was synced");
+    let files = files.crash_losing_all();
+    files.mend();
+    let on_disk = read(&files).expect("it can be read");
+    if let Some(shown) = shown {
+        assert!(shown == on_disk, "bytes that are on no disk");
     }
 }
 
@@ -846,6 +982,64 @@ fn a_store_opens_without_half_of_its_header_and_mends_its_catalogue() {
     );
     check(&store);
     store.close().expect("closing");
+}
+
+/// Invariant 3: a disk that is gone gets no manifest again, whoever has it in
+/// hand still; else a catalogue made anew would list it.
+#[test]
+fn a_removed_disk_gets_no_manifest_again() {
+    let home = memory_dir();
+    let (files, _) = sample(home.path());
+    let store = open_files(&files, home.path()).expect("it opens");
+    let gone = (store.create_disk(DiskName::parse("gone".as_ref()).expect("a name"), OWNER))
+        .expect("a disk");
+    let manifest = entry_key(&gone.id(), EntryKind::Disk);
+    let is_there = || {
+        let mut paths = files.paths().into_iter();
+        paths.any(|path| path.to_string_lossy() == manifest)
+    };
+    assert!(is_there(), "{manifest}");
+    store.remove_disk("gone").expect("it goes");
+    assert!(!is_there());
+    let refused = gone.set_attributes(AttributeChange {
+        mode: Some(0o700),
+        ..AttributeChange::default()
+    });
+    assert!(refused.is_err());
+    assert!(!is_there());
+}
+
+/// README: disks whose manifests are lost are forgotten on demand, and what
+/// is left of the manifests is kept aside, also when one of them cannot be
+/// read at all.
+#[test]
+fn what_is_left_of_forgotten_manifests_stays() {
+    let home = memory_dir();
+    let (files, _) = sample(home.path());
+    let manifest_of = |name: &str| {
+        let text = format!("\"name\":\"{name}\"");
+        let mut paths = files.paths().into_iter();
+        let found = paths.find(|path| {
+            path.to_string_lossy().contains("manifests/disk-")
+                && String::from_utf8_lossy(&files.bytes(path)).contains(&text)
+        });
+        found.expect("its manifest")
+    };
+    let (a, b) = (manifest_of("a"), manifest_of("b"));
+    files.tamper(&b, |bytes| bytes.extend(b"more"));
+    let left = files.bytes(&b);
+    files.fail(unreadable(Call::Read, &a.to_string_lossy()));
+    let store = open_files(&files, home.path()).expect("it opens");
+    let report = store.repair(true, &Quiet, &mut |_| {});
+    assert_eq!(report.expect("it is mended").forgotten, 2);
+    drop(store);
+    files.mend();
+    let files = files.kill();
+    let store = open_files(&files, home.path()).expect("it opens again");
+    assert!(store.disks().is_empty());
+    let name = b.file_name().expect("a name").to_string_lossy();
+    let aside = Path::new("manifests").join(format!("lost-{name}"));
+    assert!(files.bytes(&aside) == left, "{aside:?}");
 }
 
 /// A manifest that cannot be read any more is in memory still: what is

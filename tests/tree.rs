@@ -1102,6 +1102,17 @@ fn info_toml_tells_what_a_snapshot_is() -> Outcome {
         "held_by has one more"
     );
     assert!(held_by(&snapshot)[0].contains("i.img"));
+    fs::rename(mount.path(".images/i.img"), mount.path(".images/j.img"))?;
+    let renamed = fs::metadata(&path)?.modified()?;
+    assert!(renamed > now.modified()?, "held_by has another name");
+    let open = File::open(snapshot.join("disk.img"))?;
+    let opened = fs::metadata(&path)?.modified()?;
+    assert!(opened > renamed, "held_by has one more");
+    drop(open);
+    wait_until("held_by has one less", || {
+        fs::metadata(&path).is_ok_and(|now| now.modified().is_ok_and(|at| at > opened))
+    });
+    fs::rename(mount.path(".images/j.img"), mount.path(".images/i.img"))?;
 
     // What only this snapshot has is what deleting it would free.
     fs::remove_file(mount.path(".images/i.img"))?;

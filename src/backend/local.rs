@@ -175,7 +175,14 @@ impl LocalBackend {
             .and_then(|()| file.sync_data().map_err(Error::io("syncing", key)))
             .and_then(|()| {
                 let renamed = self.files.rename(&temporary, &path);
-                renamed.map_err(Error::io("renaming", key))
+                renamed.map_err(|error| match Error::io("renaming", key)(error) {
+                    error if error.is_refused_write() => error,
+                    // A filesystem may say anything else of what it has done.
+                    error => Error::MetadataUnknown {
+                        key: key.to_owned(),
+                        cause: error.to_string(),
+                    },
+                })
             });
         if let Err(error) = written {
             // The name does no harm and the next run removes it, but on a

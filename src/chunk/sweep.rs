@@ -216,8 +216,11 @@ impl SweepRun {
                 return Err(damaged_pack(info));
             }
             let len = found.get(&info.name.key()).copied();
-            if len.is_none_or(|len| len < info.file_len) {
-                self.store.index.mark_damaged(*number);
+            match len {
+                // So the listing says of what it cannot look at now.
+                Some(0) => self.store.index.doubt(*number),
+                Some(len) if len >= info.file_len => {}
+                _ => self.store.index.mark_damaged(*number),
             }
             return Err(ended(&match len {
                 None => Finding::PackMissing { pack: info.name },

@@ -385,19 +385,34 @@ impl Layer {
                 tracing::error!("layer {id}: its log {path_text} is missing");
                 layer.broken = Some(format!("its log {path_text} is missing"));
             }
-            Err(error) => return Err(Error::io("opening", path_text)(error)),
+            Err(error) => {
+                let error = Error::io("opening", path_text)(error);
+                if !error.is_unreadable() {
+                    return Err(error);
+                }
+                tracing::error!("layer {id}: {error}");
+                layer.broken = Some(error.to_string());
+            }
         }
         let mut unreadable = BTreeMap::new();
         for index in segments {
             let path = segment_path(id, *index);
-            let file = files
-                .open(&path, true)
-                .map_err(Error::io("opening", text(&path)))?;
-            if let Err(error) = settle(&*file, &text(&path)) {
-                if !error.is_unreadable() {
-                    return Err(error);
+            let mut note = |error: Error| match error.is_unreadable() {
+                true => {
+                    unreadable.insert(*index, error.to_string());
+                    Ok(())
                 }
-                unreadable.insert(*index, error.to_string());
+                false => Err(error),
+            };
+            let file = match files.open(&path, true) {
+                Ok(file) => file,
+                Err(error) => {
+                    note(Error::io("opening", text(&path))(error))?;
+                    continue;
+                }
+            };
+            if let Err(error) = settle(&*file, &text(&path)) {
+                note(error)?;
             }
             let segment = Segment {
                 file,
@@ -441,7 +456,10 @@ impl Layer {
                 Some(segment) => match segment.file.len() {
                     Ok(len) if len < needed => format!("{path} is cut off at {len} bytes"),
                     Ok(_) => continue,
-                    Err(error) => return Err(Error::io("sizing", path)(error)),
+                    Err(error) => match Error::io("sizing", path)(error) {
+                        error if error.is_unreadable() => error.to_string(),
+                        error => return Err(error),
+                    },
                 },
             };
             lost.insert(index, why);
@@ -539,7 +557,12 @@ impl Layer {
                 start,
             } => {
                 let source = source(named)?;
-                self.sources.lock().push((named, source.clone()));
+                {
+                    let mut sources = self.sources.lock();
+                    if !sources.iter().any(|(known, _)| *known == named) {
+                        sources.push((named, source.clone()));
+                    }
+                }
                 self.set_graft(&mut content, chunks, Graft { source, start });
             }
             Record::Cut(size) => self.set_cut(&mut content, size),
@@ -1005,7 +1028,13 @@ fn is_graft(record: &Record) -> bool {
 /// Drops a file's cached pages and syncs it, so that what is read next is
 /// what is on disk.
 fn settle(file: &dyn File, path: &str) -> Result<()> {
-    file.drop_cache()
-        .and_then(|()| file.sync_data())
-        .map_err(Error::io("syncing", path))
+    let settled = file.drop_cache().and_then(|()| file.sync_data());
+    if settled.is_err()
+        // What could not be written is in memory still, and looks as if it
+        // had been.
+        && let Err(error) = file.drop_cache()
+    {
+        tracing::warn!("dropping what is in memory of {path}: {error}");
+    }
+    settled.map_err(Error::io("syncing", path))
 }

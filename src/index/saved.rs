@@ -25,7 +25,8 @@
 
 use super::table::{SHARDS, Table, pack_of, renumbered};
 use super::{Health, PackInfo};
-use crate::pack::{PackName, is_sealed, seal, u32_at, u64_at};
+use crate::chunk::Kind;
+use crate::pack::{ALIGN, PackName, is_sealed, seal, u32_at, u64_at};
 use std::fs::{self, File};
 use std::io::{self, BufReader, BufWriter, Read, Write};
 use std::path::Path;
@@ -223,6 +224,13 @@ fn read_from(
     let mut numbers = Vec::new();
     for _ in 0..u32_at(&header, 32) {
         let info = decode_pack(&read_frame(file)?);
+        // Room is made by these.
+        let is_possible = info.records <= info.file_len / ALIGN
+            && info.record_bytes <= info.file_len
+            && info.plain_bytes <= info.records.saturating_mul(Kind::Data.max_bytes().into());
+        if !is_possible {
+            return Err(damaged("a pack has more than it has room for"));
+        }
         if wanted(&info.name, info.file_len) {
             numbers.push(saved.packs.len() as u32);
             saved.packs.push(info);

@@ -295,6 +295,27 @@ fn a_damaged_saved_table_is_noticed_and_made_anew() -> Result<()> {
     }
     put(&[&sound[..], &[0]].concat());
     assert!(read(STORE).is_err());
+    // Room is made by the numbers in it, also where the checksums fit.
+    put(&sound);
+    let saved = read(STORE).expect("it is sound").expect("it is there");
+    let info = saved.packs[0].clone();
+    for absurd in [
+        PackInfo {
+            records: 1 << 60,
+            ..info.clone()
+        },
+        PackInfo {
+            record_bytes: u64::MAX,
+            ..info.clone()
+        },
+        PackInfo {
+            plain_bytes: u64::MAX,
+            ..info.clone()
+        },
+    ] {
+        saved::write(&home, STORE, &[(0, absurd)], 0, |_| Vec::new()).expect("written");
+        assert!(read(STORE).is_err());
+    }
     put(&sound[..sound.len() / 2]);
     let (index, opened) = open(&backend, &dir)?;
     assert_eq!(opened.rebuilt, 0, "sled has them");

@@ -39,6 +39,8 @@ impl OpenSnapshot {
 impl Drop for OpenSnapshot {
     fn drop(&mut self) {
         drop(self.opened.take());
+        // It is part of what info.toml says.
+        self.snapshot.touch();
         self.disk.let_go_of(&self.snapshot);
     }
 }
@@ -75,11 +77,14 @@ impl Disk {
         let opened = self.count_snapshot_open(snapshot.number);
         let opened = opened.filter(|_| self.snapshot_by_number(snapshot.number).is_some());
         match opened {
-            Some(_) => Ok(OpenSnapshot {
-                disk: self.clone(),
-                snapshot: snapshot.clone(),
-                opened,
-            }),
+            Some(_) => {
+                snapshot.touch();
+                Ok(OpenSnapshot {
+                    disk: self.clone(),
+                    snapshot: snapshot.clone(),
+                    opened,
+                })
+            }
             None => Err(Error::Missing {
                 what: "snapshot",
                 name: snapshot.name(),

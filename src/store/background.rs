@@ -292,9 +292,24 @@ impl Store {
             if let Some(head) = disk.head().filter(|head| head.broken().is_none()) {
                 head.note_modified();
             }
-            let dirty = disk.layers().iter().any(|layer| layer.is_dirty());
-            if dirty && let Err(error) = disk.sync_layers() {
-                tracing::error!("disk {}: {error}", disk.name());
+            let layers = disk.layers();
+            if !layers.iter().any(|layer| layer.is_dirty()) {
+                continue;
+            }
+            match disk.sync_layers() {
+                // One that had no room when its snapshot was taken can be
+                // sealed now.
+                Ok(()) if layers.iter().any(|layer| layer.is_frozen()) => {
+                    self.engine.work.raise(|work| work.seal = true);
+                }
+                Ok(()) => {}
+                Err(error) => {
+                    tracing::error!("disk {}: {error}", disk.name());
+                    if error.is_no_space() {
+                        // Later again.
+                        self.engine.dirty.store(true, Ordering::SeqCst);
+                    }
+                }
             }
         }
     }

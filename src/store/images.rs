@@ -208,19 +208,24 @@ impl Store {
                 });
             }
             // Two manifests change: a crash in between leaves the one of the
-            // old name only, never two of the new one.
+            // old name only, never two of the new one. So that no full disk
+            // comes in between:
+            self.engine.capacity.check_write(BLOCK)?;
             self.remove_image_named(to.as_str())?;
         }
         match image {
             Image::Import { disk, .. } => disk.set_name(to.into()),
-            Image::Link { disk, .. } => {
-                let _meta = disk.lock_meta();
+            Image::Link { disk, snapshot, .. } => {
+                let meta = disk.lock_meta();
                 let mut link = self.find_link(from)?;
                 link.name = to.as_str().to_owned();
                 self.engine.manifests.replace(&link)?;
-                let mut links = self.engine.links.lock();
-                links.remove(from);
-                links.insert(to.into(), link);
+                {
+                    let mut links = self.engine.links.lock();
+                    links.remove(from);
+                    links.insert(to.into(), link);
+                }
+                disk.note_changed(&meta, &snapshot);
                 Ok(())
             }
         }

@@ -69,7 +69,8 @@ impl Store {
                 // Numbers of disks that were removed are not known any more,
                 // and whoever remembers their inodes should not meet them
                 // again.
-                catalogue.next_number = catalogue.next_number.saturating_add(1 << 16);
+                let next_number = catalogue.next_number.saturating_add(1 << 16);
+                catalogue.next_number = next_number.min(manifest::NUMBER_LIMIT);
                 // Nor whether the clock was set since the store was last seen.
                 catalogue.quiet_until_ns = quiet_from(crate::time::now_ns());
                 manifests.replace_unreadable(&catalogue)?;
@@ -243,7 +244,10 @@ impl Store {
         let mut next = catalogue.clone();
         next.seen_ns = crate::time::now_ns();
         let layers = self.engine.layers.lock();
-        next.log_ends.retain(|id, _| layers.contains_key(id));
+        // What could not be opened in this run may be in the next.
+        if self.damage.lock().is_empty() {
+            next.log_ends.retain(|id, _| layers.contains_key(id));
+        }
         for layer in layers.values().filter(|layer| layer.broken().is_none()) {
             let end = layer.log_end();
             next.log_ends.extend(end.map(|end| (layer.id, end)));
@@ -282,6 +286,8 @@ fn latest_pack(backend: &dyn Backend) -> Result<u64> {
         .iter()
         .filter_map(|(key, _)| key.strip_prefix(pack::PREFIX));
     let epochs = names.filter_map(|name| name.parse().ok().map(|name: PackName| name.epoch));
+    // No run of this program has such a number.
+    let epochs = epochs.filter(|epoch| *epoch < manifest::COUNT_LIMIT / 2);
     Ok(epochs.max().unwrap_or(0))
 }
 
