@@ -456,7 +456,9 @@ impl Disk {
                 // be read: then it must not show when the image grows.
                 Err(error) if error.is_unreadable() => {
                     tracing::error!("layer {}: {error}", layer.id);
-                    if !matches!(error, Error::Damaged { .. }) {
+                    // Of the others nothing behind their ends is seen.
+                    let is_gone = matches!(error, Error::Damaged { .. }) && !layer.is_end_unsure();
+                    if Some(layer.id) == head && !is_gone {
                         layer.fail(&error);
                     }
                 }

@@ -532,6 +532,8 @@ pub fn header_copy_key() -> String {
 /// What the keys of manifests begin with that nothing lists and that stay,
 /// since they could not be read.
 pub const LOST: &str = "manifests/lost-";
+/// Copies of one lost manifest, of different times.
+const MOST_ASIDE: usize = 8;
 
 /// The catalogue entry that a key names; None if it names none.
 pub fn entry_of(key: &str) -> Option<(Uuid, EntryKind)> {
@@ -714,9 +716,10 @@ impl Manifests {
         };
         let name = key.strip_prefix(PREFIX).unwrap_or(key);
         let mut aside = format!("{LOST}{name}");
-        loop {
+        for _ in 0..MOST_ASIDE {
             match self.backend.put_new(&aside, &bytes) {
                 Err(Error::Exists { .. }) => {}
+                Err(error) if error.is_unreadable() => {}
                 kept => return kept,
             }
             // That of an earlier time may have other bytes.
@@ -725,6 +728,10 @@ impl Manifests {
                 _ => aside.push_str(".again"),
             }
         }
+        Err(Error::Exists {
+            what: "object",
+            name: aside,
+        })
     }
 
     /// Reads the store's header, from its copy if need be, and sees to it

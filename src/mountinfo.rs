@@ -31,6 +31,11 @@ impl Mount {
         self.kind == OWN_TYPE
     }
 
+    /// Whether it shows all of it, and not a part by a bind mount.
+    pub fn is_whole(&self) -> bool {
+        self.root == Path::new("/")
+    }
+
     /// Whether root or the store's owner mounted it: whoever may use FUSE can
     /// give a mount any type and any source.
     fn is_of_owner(&self) -> bool {
@@ -92,7 +97,7 @@ impl Mounts {
 
     fn stores(&self) -> impl Iterator<Item = &Mount> {
         let mounts = self.0.iter();
-        mounts.filter(|mount| mount.is_own() && mount.root == Path::new("/") && mount.is_of_owner())
+        mounts.filter(|mount| mount.is_own() && mount.is_whole() && mount.is_of_owner())
     }
 
     /// Mounts of whole stores, those whose daemon is gone left out.

@@ -10,10 +10,8 @@ pub const NAME_CHARS: usize = 128;
 /// The most bytes a name may have (`NAME_MAX` of Linux).
 pub const NAME_BYTES: usize = 255;
 
-/// The link to a disk's newest snapshot, beside its snapshots.
-pub const LATEST: &str = "latest";
 /// What `.snapshots` keeps for itself.
-const RESERVED_IN_SNAPSHOTS: [&str; 3] = ["policy.toml", "policy.rejected", LATEST];
+const RESERVED_IN_SNAPSHOTS: [&str; 3] = ["policy.toml", "policy.rejected", "latest"];
 
 fn check(name: &OsStr) -> Result<&str> {
     if name.len() > NAME_BYTES {

@@ -154,7 +154,7 @@ pub struct Store {
     /// Whoever listens was told that there is little room.
     space_low: AtomicBool,
     /// What recovery found damaged: gc deletes nothing then. After
-    /// the catalogue and `threads`.
+    /// the catalogue, `threads` and `Engine::layers`.
     pub(crate) damage: Mutex<Vec<Damage>>,
 }
 

@@ -30,7 +30,7 @@ use crate::capacity::Space;
 use crate::disk::{Attempt, Disk, Wait};
 use crate::error::{Error, Result};
 use crate::manifest::Owner;
-use crate::name::{LATEST, NAME_BYTES};
+use crate::name::NAME_BYTES;
 use crate::policy::{POLICY_FILE, REJECTED_FILE};
 use crate::snapshot::Snapshot;
 use crate::store::{Group, Image, Store};
@@ -63,6 +63,8 @@ pub const CONTROL: &str = ".control";
 pub const IMAGE_FILE: &str = "disk.img";
 /// The directory of a disk's snapshots.
 pub const SNAPSHOTS: &str = ".snapshots";
+/// The symbolic link to a disk's newest snapshot.
+pub const LATEST: &str = "latest";
 /// What a snapshot tells about itself.
 pub const INFO_FILE: &str = "info.toml";
 

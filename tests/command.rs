@@ -245,6 +245,11 @@ fn a_bind_mount_is_told_of_and_ended() -> Outcome {
     let said = snapdisk_fails(&["umount", &text(&store.point())]);
     assert!(said.contains(&bound), "{said}");
     assert_eq!(fs::read(web.join("disk.img"))?, b"kept");
+    // It can be unmounted itself.
+    snapdisk(&["umount", &bound]);
+    assert!(!elsewhere.path().join("disk.img").exists());
+    assert_eq!(fs::read(web.join("disk.img"))?, b"kept");
+    sh(&format!("mount --bind '{}' '{bound}'", web.display()));
     sys::kill(mount.process(), libc::SIGTERM)?;
     wait_until("the store is let go of", || {
         File::open(store.path().join("lock")).is_ok_and(|lock| lock.try_lock().is_ok())

@@ -702,6 +702,40 @@ fn a_damaged_end_is_no_torn_one_after_a_run_without_the_disk() {
     assert!(read.is_err(), "what was acknowledged is gone unseen");
 }
 
+/// Contract: what grows reads as zeros, also if a crash left something behind
+/// the end that could not be cleared in the run that let it grow.
+#[test]
+fn nothing_shows_behind_an_end_that_could_not_be_looked_at() {
+    let home = memory_dir();
+    let files = new_files();
+    let store = open_files(&files, home.path()).expect("it opens");
+    let young = make(&store, "young").expect("a disk");
+    write(&young, 0, &[7; 5000]).expect("written");
+    // Nobody was told that this is on disk.
+    let never_flushed = young.write(5000, &[8; 1000], Wait::Yes);
+    never_flushed.expect("written").waited();
+    drop(young);
+    let files = files.kill();
+    drop(store);
+    files.fail(unreadable(Call::Open, ".0000"));
+    let store = open_files(&files, home.path()).expect("it opens");
+    let young = disk(&store, "young");
+    let grown = young.truncate(8192, true).and_then(|()| young.flush());
+    drop(young);
+    let _ = store.close();
+    drop(store);
+    files.mend();
+    let store = open_files(&files, home.path()).expect("it opens again");
+    let mut found = vec![1; 8192];
+    let read = disk(&store, "young").read(0, &mut found, Wait::Yes);
+    let read = read.expect("it is read").waited();
+    assert!(found[..5000] == [7; 5000]);
+    if grown.is_ok() {
+        assert_eq!(read, 8192);
+        assert!(found[5000..] == [0; 3192], "what was never acknowledged");
+    }
+}
+
 /// Invariant 6: what recovery could not write out is not shown as if it had
 /// been: what is read is what is on disk.
 #[test]

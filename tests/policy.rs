@@ -340,10 +340,11 @@ fn named_policies_are_files_to_scripts() {
     assert_eq!(target, Path::new("../../.policies/b.toml"));
     assert_eq!(text(&own), "hours = [4]\n");
     fs::remove_file(&own).expect("detached");
-    // Two under one name go with it.
-    run("echo 'hours = [5]' > c.toml; mv b.toml x; mv c.toml x; rm x");
+    // What a backup is replaced by another goes with it.
+    run("echo 'hours = [5]' > c.toml; mv b.toml x; mv c.toml x; mv x d.toml");
     mount.remount();
-    assert_eq!(there(), "");
+    assert_eq!(there(), "d.toml");
+    assert_eq!(run("cat d.toml; rm d.toml"), "hours = [5]\n");
 
     // A copy is no refusal, and takes the mode that cp -p gives it.
     run("echo 'hours = [6]' > a.toml; chmod 600 a.toml; cp -p a.toml b.toml");
@@ -353,7 +354,8 @@ fn named_policies_are_files_to_scripts() {
     let events = text(&mount.path(".status/events.jsonl"));
     assert!(!events.contains("copy_file_range"), "{events}");
     // What snapdisk makes itself is nobody else's.
-    sh_fails(&format!("touch {}/.snapshots/latest", web.display()));
+    let latest = web.join(".snapshots/latest");
+    assert_errno(File::create(latest), libc::EPERM, "made by hand");
 }
 
 /// A mount whose daemon believes whatever time the test wants.

@@ -14,8 +14,8 @@ use crate::mountinfo::absolute;
 use crate::name::SnapshotName;
 use crate::store::Store;
 use crate::sys;
-use crate::tree::SNAPSHOTS;
 use crate::tree::attribute::ROLLBACK;
+use crate::tree::{LATEST, SNAPSHOTS};
 use crate::verbs::Request;
 use clap::Args;
 use serde_json::{Value, json};
@@ -341,7 +341,7 @@ fn find(store: &Store, disk: &str) -> Result<Arc<Disk>, Error> {
 
 pub(super) fn rollback(rollback: &Rollback) -> anyhow::Result<ExitCode> {
     let shown = rollback.disk.to_string_lossy().into_owned();
-    let kept = match &rollback.store {
+    let (name, kept) = match &rollback.store {
         None => roll_back_mounted(&disk_directory(Path::new(&rollback.disk))?, rollback)?,
         Some(store) => match Place::find_store(store)? {
             Place::Mounted(point) => {
@@ -349,19 +349,19 @@ pub(super) fn rollback(rollback: &Rollback) -> anyhow::Result<ExitCode> {
             }
             Place::Unmounted(root) => {
                 let store = open(&root, &Bar::new())?;
-                let kept = find(&store, &shown)
-                    .and_then(|disk| disk.rollback(&rollback.snapshot, rollback.discard))
+                let done = find(&store, &shown)
+                    .and_then(|disk| roll_back_opened(&disk, rollback))
                     .map_err(of_library(format!("rolling back {shown}")));
                 close(&store)?;
-                kept?
+                done?
             }
         },
     };
     if rollback.json {
-        let answer = json!({ "disk": shown, "snapshot": rollback.snapshot, "kept": kept });
+        let answer = json!({ "disk": shown, "snapshot": name, "kept": kept });
         say!("{answer}");
     } else {
-        say!("{shown} is as it was at {}", rollback.snapshot);
+        say!("{shown} is as it was at {name}");
         match kept {
             Some(kept) => say!("what it was before is kept as snapshot {kept}"),
             None if rollback.discard => say!("what it was before is discarded"),
@@ -371,10 +371,28 @@ pub(super) fn rollback(rollback: &Rollback) -> anyhow::Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-/// Rolls back through the mount; the name of the snapshot that keeps what
-/// was there, if there is one.
-fn roll_back_mounted(dir: &Path, rollback: &Rollback) -> Result<Option<String>, Failure> {
-    let name = &rollback.snapshot;
+/// The snapshot that it is rolled back to, and the one that keeps what was
+/// there, if there is one.
+type RolledBack = (String, Option<String>);
+
+fn roll_back_opened(disk: &Arc<Disk>, rollback: &Rollback) -> Result<RolledBack, Error> {
+    let newest = match &*rollback.snapshot {
+        LATEST => disk.snapshots().pop().map(|newest| newest.name()),
+        _ => None,
+    };
+    let name = newest.unwrap_or_else(|| rollback.snapshot.clone());
+    let kept = disk.rollback(&name, rollback.discard)?;
+    Ok((name, kept))
+}
+
+/// Rolls back through the mount.
+fn roll_back_mounted(dir: &Path, rollback: &Rollback) -> Result<RolledBack, Failure> {
+    let newest = match &*rollback.snapshot {
+        LATEST => fs::read_link(dir.join(SNAPSHOTS).join(LATEST)).ok(),
+        _ => None,
+    };
+    let newest = newest.map(|name| name.to_string_lossy().into_owned());
+    let name = &newest.unwrap_or_else(|| rollback.snapshot.clone());
     let value = json!({ "snapshot": name, "discard": rollback.discard }).to_string();
     sys::set_xattr(dir, ROLLBACK, value.as_bytes())
         .map_err(|error| rollback_failure(dir, name, &error))?;
@@ -386,7 +404,7 @@ fn roll_back_mounted(dir: &Path, rollback: &Rollback) -> Result<Option<String>, 
         )
     })?;
     let kept = String::from_utf8_lossy(&kept).into_owned();
-    Ok(Some(kept).filter(|kept| !kept.is_empty()))
+    Ok((name.clone(), Some(kept).filter(|kept| !kept.is_empty())))
 }
 
 fn rollback_failure(dir: &Path, name: &str, error: &io::Error) -> Failure {

@@ -265,10 +265,14 @@ fn end(store: &Path, point: &Path) {
     let (mut was_busy, mut was_there) = (false, false);
     while looks > 0 {
         let shown: Vec<PathBuf> = match mounts() {
-            Ok(now) => now
-                .showing(store)
-                .map(|mount| mount.point.clone())
-                .collect(),
+            Ok(now) => {
+                let ours = now.at(point);
+                let ours = ours.filter(|mount| mount.is_own() && mount.source == store);
+                let mut shown: Vec<PathBuf> = Vec::from_iter(ours.map(|mount| mount.point.clone()));
+                let all = now.showing(store).map(|mount| mount.point.clone());
+                shown.extend(all.filter(|shown| shown != point));
+                shown
+            }
             Err(error) => {
                 tracing::error!("{error}");
                 return;
@@ -283,7 +287,7 @@ fn end(store: &Path, point: &Path) {
             continue;
         }
         was_there = true;
-        let mut is_in_use = false;
+        let (mut is_in_use, mut is_refused) = (false, false);
         // What was mounted last may lie in what was mounted before.
         for shown in shown.iter().rev() {
             match unmount(shown, false) {
@@ -299,12 +303,14 @@ fn end(store: &Path, point: &Path) {
                 }
                 Err(error) => {
                     tracing::error!("{}", Failure::system("unmounting", shown, &error));
-                    return;
+                    is_refused = true;
                 }
             }
         }
-        if is_in_use {
-            thread::sleep(RETRY_EVERY);
+        match (is_in_use, is_refused) {
+            (true, _) => thread::sleep(RETRY_EVERY),
+            (false, true) => return,
+            (false, false) => {}
         }
     }
     tracing::warn!("{} does not show the store (any more)", point.display());

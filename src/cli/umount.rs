@@ -25,7 +25,8 @@ const TELL_AFTER: Duration = Duration::from_secs(10);
 /// of the store, so that it can be mounted again at once. Data is safe either
 /// way; without the wait the next mount might find the store still in use.
 ///
-/// Refused while files in it are open, loop devices included.
+/// Refused while files in it are open, loop devices included, and while a part
+/// of it is bind-mounted elsewhere.
 ///
 /// Example: snapdisk umount /mnt/disks
 #[derive(Args, Debug)]
@@ -54,9 +55,14 @@ pub(super) fn run(umount: &Umount) -> anyhow::Result<ExitCode> {
         }
     };
     let is_dead = mount.is_dead();
-    // It would go on being served there.
-    let mut others = mounts.showing(&mount.source);
-    if !is_dead && let Some(other) = others.find(|other| other.point != point && !other.is_dead()) {
+    // It would go on being served where a part of it is bound to.
+    let mut parts = mounts
+        .showing(&mount.source)
+        .filter(|other| !other.is_whole());
+    if !is_dead
+        && mount.is_whole()
+        && let Some(other) = parts.find(|other| !other.is_dead())
+    {
         let other = other.point.display();
         return Err(Failure::new(what, format_args!("{other} shows it, too"))
             .hint(format_args!("`umount {other}` ends that bind mount"))

@@ -6,7 +6,7 @@ use super::ranges::RangeGuard;
 use super::*;
 use crate::events::By;
 use crate::manifest::{NUMBER_LIMIT, SnapshotKind};
-use crate::name::{LATEST, SnapshotName};
+use crate::name::SnapshotName;
 use crate::snapshot::Notes;
 
 /// How long what was dropped with a live image is kept.
@@ -346,9 +346,9 @@ impl Disk {
         Ok(())
     }
 
-    /// Makes the live image what a snapshot is, [`LATEST`] being the newest.
-    /// What it was is kept as a snapshot, whose name is answered, unless
-    /// `discard` or one has it already.
+    /// Makes the live image what a snapshot is. What it was is kept as a
+    /// snapshot, whose name is answered, unless `discard` or one has it
+    /// already.
     pub fn rollback(self: &Arc<Self>, name: &str, discard: bool) -> Result<Option<String>> {
         self.engine.check_open()?;
         let _closed = self.opens.keep_closed().ok_or_else(|| self.busy_open())?;
@@ -357,12 +357,7 @@ impl Disk {
         }
         let _settling = self.engine.settling.read();
         let meta = self.meta.lock();
-        let newest = match name {
-            LATEST => self.list_snapshots().pop(),
-            _ => None,
-        };
-        let target = newest.map_or_else(|| self.find(name), Ok)?;
-        let name = &target.name();
+        let target = self.find(name)?;
         if let Below::Lost(lost) = target.base() {
             return Err(lost.error());
         }

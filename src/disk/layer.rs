@@ -18,7 +18,7 @@ use crate::files::{File, Files};
 use crate::manifest::LayerId;
 use crate::range_map::{RangeMap, Shift};
 use parking_lot::{Mutex, RwLock};
-use std::collections::{BTreeMap, HashMap, HashSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, Ordering};
@@ -204,6 +204,9 @@ pub struct Layer {
     /// Segments that lack something that the log says is in them, with why:
     /// nothing more is written there, or what is lacking would read as zeros.
     lost: BTreeMap<u64, String>,
+    /// Those of them that are there, and could not be opened or written out
+    /// when the layer was.
+    unsettled: BTreeSet<u64>,
     writers: Writers,
     frozen: AtomicBool,
     clean: AtomicBool,
@@ -337,6 +340,7 @@ impl Layer {
             broken: None,
             cleared: AtomicBool::new(false),
             lost: BTreeMap::new(),
+            unsettled: BTreeSet::new(),
             writers: Writers::default(),
             frozen: AtomicBool::new(false),
             clean: AtomicBool::new(false),
@@ -421,6 +425,7 @@ impl Layer {
             layer.segments.get_mut().insert(*index, Arc::new(segment));
         }
         layer.lost = layer.look_for_lost()?;
+        layer.unsettled = unreadable.keys().copied().collect();
         layer.lost.extend(unreadable);
         for why in layer.lost.values() {
             tracing::error!("layer {id}: {why}");
@@ -498,6 +503,12 @@ impl Layer {
     fn needed(&self) -> Vec<Below> {
         let sources = self.sources().into_iter().map(|(_, source)| source);
         sources.chain([self.below()]).collect()
+    }
+
+    /// Whether there is a segment at its end that could not be opened or
+    /// written out: what lies in it behind the end may show some time.
+    pub fn is_end_unsure(&self) -> bool {
+        self.unsettled.contains(&(self.size() / SEGMENT))
     }
 
     /// Whether it has to be synced before a manifest may say how long it is.

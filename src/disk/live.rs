@@ -464,21 +464,11 @@ impl Disk {
     /// durable when this returns.
     pub fn set_live_attributes(&self, change: AttributeChange) -> Result<()> {
         if let Some(modified) = change.modified {
-            {
-                // Who has `meta` may wait until nobody is left in the head.
-                let head = self.enter()?;
-                head.set_modified_ns(time::from_system(modified));
-                head.note_modified();
-            }
-            // Setting the one time moves the other: who compares both sees
-            // that there was something.
-            let _meta = self.meta.lock();
-            if let Some(live) = &mut self.state.write().live {
-                live.changed_ns = time::now_ns();
-            }
-        }
-        if change.uid.is_none() && change.gid.is_none() && change.mode.is_none() {
-            return Ok(());
+            // Left again before `meta`: who has that may wait until nobody is
+            // left in the head.
+            let head = self.enter()?;
+            head.set_modified_ns(time::from_system(modified));
+            head.note_modified();
         }
         let _settling = self.engine.settling.read();
         let meta = self.meta.lock();
@@ -487,6 +477,8 @@ impl Disk {
             what: format!("the image {}", self.name()),
         })?;
         live.owner = change.apply(live.owner);
+        // Setting the other time moves this one, too: who compares both sees
+        // that there was something.
         live.changed_ns = time::now_ns();
         self.commit(&meta, next)
     }

@@ -116,6 +116,7 @@ impl Store {
             self.add_disk(&mut catalogue, Role::Image, name.into(), owner)?
         };
         if let Err(error) = disk.create_image(owner) {
+            let _meta = disk.lock_meta();
             let mut catalogue = self.catalogue.lock();
             self.forget_disk(&mut catalogue, &disk)?;
             return Err(error);
@@ -208,9 +209,7 @@ impl Store {
                 });
             }
             // Two manifests change: a crash in between leaves the one of the
-            // old name only, never two of the new one. So that no full disk
-            // comes in between:
-            self.engine.capacity.check_write(BLOCK)?;
+            // old name only, never two of the new one.
             self.remove_image_named(to.as_str())?;
         }
         match image {

@@ -2,12 +2,14 @@
 //! where. All of it may wait for disks; what has returned is durable.
 
 use super::drafts::{self, place_of};
-use super::{CONTROL, IMAGE_FILE, IMAGES, Node, POLICIES_DIRECTORY, SNAPSHOTS, STATUS, Tree};
+use super::{
+    CONTROL, IMAGE_FILE, IMAGES, LATEST, Node, POLICIES_DIRECTORY, SNAPSHOTS, STATUS, Tree,
+};
 use crate::disk::{AttributeChange, Taking};
 use crate::error::{Error, Result};
 use crate::events::By;
 use crate::manifest::Owner;
-use crate::name::{DiskName, ImageName, LATEST, NAME_BYTES, SnapshotName};
+use crate::name::{DiskName, ImageName, NAME_BYTES, SnapshotName};
 use std::ffi::OsStr;
 use std::time::{Instant, SystemTime};
 

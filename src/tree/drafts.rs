@@ -7,11 +7,11 @@
 //! become a policy by being renamed over it. An editor that first renames
 //! the policy away hides it, but does not end it.
 
-use super::{Attributes, Node, Tree, missing};
+use super::{Attributes, LATEST, Node, Tree, missing};
 use crate::error::{Error, Result};
 use crate::events::{Event, What};
 use crate::manifest::{Owner, PolicyText, PolicyUse};
-use crate::name::{LATEST, NAME_BYTES, PolicyName, SnapshotName};
+use crate::name::{NAME_BYTES, PolicyName, SnapshotName};
 use crate::policy::{self, POLICY_FILE, REJECTED_FILE, Rejection};
 use crate::time;
 use parking_lot::Mutex;
@@ -197,11 +197,12 @@ impl Drafts {
         self.with(place, |place| place.hidden.contains_key(name))
     }
 
-    /// The policies that an editor renamed to this.
-    fn renamed_to(&self, place: u32, name: &str) -> Vec<String> {
+    /// The policy that an editor renamed to this; there is one at most.
+    fn renamed_to(&self, place: u32, name: &str) -> Option<String> {
         self.with(place, |place| {
-            let hidden = place.hidden.iter().filter(|(_, to)| *to == name);
-            hidden.map(|(policy, _)| policy.clone()).collect()
+            let mut hidden = place.hidden.iter();
+            let found = hidden.find(|(_, to)| *to == name);
+            found.map(|(policy, _)| policy.clone())
         })
     }
 
@@ -798,13 +799,20 @@ impl Tree {
                 // With the file that a policy was renamed to goes the policy,
                 // unless another came in its place.
                 // It may be refused, and the file stays then.
-                for policy in self.drafts.renamed_to(place, name) {
-                    self.end_policy_at(place, &policy)?;
-                }
+                self.end_renamed_to(place, name)?;
                 self.drafts.with(place, |place| place.files.remove(name));
                 Ok(())
             }
             Some(_) => self.end_policy_at(place, name),
+        }
+    }
+
+    /// Ends the policy that an editor renamed to this, if there is one: the
+    /// file goes.
+    fn end_renamed_to(&self, place: u32, name: &str) -> Result<()> {
+        match self.drafts.renamed_to(place, name) {
+            Some(policy) => self.end_policy_at(place, &policy),
+            None => Ok(()),
         }
     }
 
@@ -870,6 +878,7 @@ impl Tree {
                             .make(place, text.text.into_bytes(), None, text.owner)
                     }
                 };
+                self.end_renamed_to(place, to)?;
                 self.drafts.add(place, to, draft)?;
                 self.drafts.with(place, |place| {
                     place.hidden.insert(from.to_owned(), to.to_owned())
@@ -900,7 +909,7 @@ impl Tree {
                 let owner = draft.body.lock().owner;
                 // A policy that was renamed to this is what gets the name.
                 if let Becomes::Named(name) = &becomes
-                    && let Some(policy) = self.drafts.renamed_to(place, from).pop()
+                    && let Some(policy) = self.drafts.renamed_to(place, from)
                     && policy != to
                 {
                     self.store.rename_policy(&policy, name.clone(), false)?;
@@ -912,6 +921,7 @@ impl Tree {
             self.drafts.with(place, |place| place.files.remove(from));
             return Ok(());
         }
+        self.end_renamed_to(place, to)?;
         self.drafts.with(place, |place| {
             place.files.remove(from);
             place.files.insert(to.to_owned(), draft);
