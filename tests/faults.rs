@@ -615,11 +615,8 @@ fn a_log_that_cannot_be_read_while_others_are_sealed_costs_nothing_later() {
     let store = open_files(&files, home.path()).expect("it opens");
     // Nothing is sealed yet.
     files.fail(Fault {
-        call: Call::Create,
-        path: "packs/".into(),
         errno: libc::ENOSPC,
-        after: 0,
-        times: u64::MAX,
+        ..unreadable(Call::Create, "packs/")
     });
     let (old, new) = (Random(4).bytes(4 * CHUNK), Random(5).bytes(4 * CHUNK));
     let web = make(&store, "web").expect("a disk");
@@ -643,11 +640,8 @@ fn a_log_that_cannot_be_read_while_others_are_sealed_costs_nothing_later() {
     drop(store);
     files.mend();
     files.fail(Fault {
-        call: Call::Read,
-        path: log,
-        errno: libc::EIO,
-        after: 0,
         times: 1,
+        ..unreadable(Call::Read, &log)
     });
     let store = open_files(&files, home.path()).expect("it opens");
     let mut found = vec![0; new.len()];
@@ -750,13 +744,7 @@ fn what_a_failed_sync_left_in_memory_is_not_shown() {
     drop(a);
     let files = files.kill();
     drop(store);
-    files.fail(Fault {
-        call: Call::Sync,
-        path: ".0000".into(),
-        errno: libc::EIO,
-        after: 0,
-        times: u64::MAX,
-    });
+    files.fail(unreadable(Call::Sync, ".0000"));
     let read = |files: &FaultyFiles| {
         let store = open_files(files, home.path()).expect("it opens");
         let mut found = vec![0; CHUNK];

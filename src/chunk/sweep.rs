@@ -215,22 +215,22 @@ impl SweepRun {
             {
                 return Err(damaged_pack(info));
             }
-            let len = found.get(&info.name.key()).copied();
-            match len {
-                // So the listing says of what it cannot look at now.
-                Some(0) => self.store.index.doubt(*number),
-                Some(len) if len >= info.file_len => {}
-                _ => self.store.index.mark_damaged(*number),
-            }
-            return Err(ended(&match len {
-                None => Finding::PackMissing { pack: info.name },
-                Some(len) if len != info.file_len => Finding::PackLength {
+            let finding = match found.get(&info.name.key()).copied() {
+                Some(len) if len == info.file_len => continue,
+                Some(found) => Finding::PackLength {
                     pack: info.name,
                     expected: info.file_len,
-                    found: len,
+                    found,
                 },
-                Some(_) => continue,
-            }));
+                None => Finding::PackMissing { pack: info.name },
+            };
+            match finding {
+                // So the listing says of what it cannot look at now.
+                Finding::PackLength { found: 0, .. } => self.store.index.doubt(*number),
+                Finding::PackLength { found, .. } if found > info.file_len => {}
+                _ => self.store.index.mark_damaged(*number),
+            }
+            return Err(ended(&finding));
         }
         Ok(())
     }

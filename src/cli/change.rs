@@ -375,27 +375,29 @@ pub(super) fn rollback(rollback: &Rollback) -> anyhow::Result<ExitCode> {
 /// there, if there is one.
 type RolledBack = (String, Option<String>);
 
+impl Rollback {
+    /// The snapshot's name; of `latest`, that of the newest if there is one.
+    fn target(&self, newest: impl FnOnce() -> Option<String>) -> String {
+        let newest = (self.snapshot == LATEST).then(newest).flatten();
+        newest.unwrap_or_else(|| self.snapshot.clone())
+    }
+}
+
 fn roll_back_opened(disk: &Arc<Disk>, rollback: &Rollback) -> Result<RolledBack, Error> {
-    let newest = match &*rollback.snapshot {
-        LATEST => disk.snapshots().pop().map(|newest| newest.name()),
-        _ => None,
-    };
-    let name = newest.unwrap_or_else(|| rollback.snapshot.clone());
+    let name = rollback.target(|| Some(disk.snapshots().pop()?.name()));
     let kept = disk.rollback(&name, rollback.discard)?;
     Ok((name, kept))
 }
 
 /// Rolls back through the mount.
 fn roll_back_mounted(dir: &Path, rollback: &Rollback) -> Result<RolledBack, Failure> {
-    let newest = match &*rollback.snapshot {
-        LATEST => fs::read_link(dir.join(SNAPSHOTS).join(LATEST)).ok(),
-        _ => None,
-    };
-    let newest = newest.map(|name| name.to_string_lossy().into_owned());
-    let name = &newest.unwrap_or_else(|| rollback.snapshot.clone());
+    let name = rollback.target(|| {
+        let newest = fs::read_link(dir.join(SNAPSHOTS).join(LATEST)).ok()?;
+        Some(newest.to_string_lossy().into_owned())
+    });
     let value = json!({ "snapshot": name, "discard": rollback.discard }).to_string();
     sys::set_xattr(dir, ROLLBACK, value.as_bytes())
-        .map_err(|error| rollback_failure(dir, name, &error))?;
+        .map_err(|error| rollback_failure(dir, &name, &error))?;
     let kept = sys::get_xattr(dir, ROLLBACK).map_err(|error| {
         Failure::system(
             "it is rolled back, but not known what was kept:",
@@ -404,7 +406,7 @@ fn roll_back_mounted(dir: &Path, rollback: &Rollback) -> Result<RolledBack, Fail
         )
     })?;
     let kept = String::from_utf8_lossy(&kept).into_owned();
-    Ok((name.clone(), Some(kept).filter(|kept| !kept.is_empty())))
+    Ok((name, Some(kept).filter(|kept| !kept.is_empty())))
 }
 
 fn rollback_failure(dir: &Path, name: &str, error: &io::Error) -> Failure {

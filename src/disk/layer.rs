@@ -375,28 +375,21 @@ impl Layer {
         let path = log_path(id);
         let path_text = text(&path);
         let mut layer = Layer::with(id, parts, None);
-        match files.open(&path, true) {
-            Ok(file) => {
-                if let Err(error) = layer.recover_log(file, &path_text, log_end, source) {
-                    if !error.is_unreadable() {
-                        return Err(error);
-                    }
-                    tracing::error!("layer {id}: {error}");
-                    layer.broken = Some(error.to_string());
-                }
-            }
+        let recovered = match files.open(&path, true) {
+            Ok(file) => layer.recover_log(file, &path_text, log_end, source),
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
                 tracing::error!("layer {id}: its log {path_text} is missing");
                 layer.broken = Some(format!("its log {path_text} is missing"));
+                Ok(())
             }
-            Err(error) => {
-                let error = Error::io("opening", path_text)(error);
-                if !error.is_unreadable() {
-                    return Err(error);
-                }
-                tracing::error!("layer {id}: {error}");
-                layer.broken = Some(error.to_string());
+            Err(error) => Err(Error::io("opening", path_text)(error)),
+        };
+        if let Err(error) = recovered {
+            if !error.is_unreadable() {
+                return Err(error);
             }
+            tracing::error!("layer {id}: {error}");
+            layer.broken = Some(error.to_string());
         }
         let mut unreadable = BTreeMap::new();
         for index in segments {
@@ -568,12 +561,7 @@ impl Layer {
                 start,
             } => {
                 let source = source(named)?;
-                {
-                    let mut sources = self.sources.lock();
-                    if !sources.iter().any(|(known, _)| *known == named) {
-                        sources.push((named, source.clone()));
-                    }
-                }
+                self.keep_named(named, &source);
                 self.set_graft(&mut content, chunks, Graft { source, start });
             }
             Record::Cut(size) => self.set_cut(&mut content, size),
@@ -748,7 +736,12 @@ impl Layer {
 
     /// Notes that a graft of it may come.
     pub fn keep_source(&self, source: &Below) {
-        let Some(name) = name_of(source) else { return };
+        if let Some(name) = name_of(source) {
+            self.keep_named(name, source);
+        }
+    }
+
+    fn keep_named(&self, name: GraftSource, source: &Below) {
         let mut sources = self.sources.lock();
         if !sources.iter().any(|(kept, _)| *kept == name) {
             sources.push((name, source.clone()));

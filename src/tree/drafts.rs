@@ -224,6 +224,11 @@ impl Drafts {
         self.with(place, |place| place.by_number(number))
     }
 
+    /// What somebody has open for writing of a policy that is there.
+    fn opened(&self, node: Node) -> Option<Arc<Draft>> {
+        self.open.lock().get(&node).and_then(Weak::upgrade)
+    }
+
     /// Counts a draft as open, if it is in its place still.
     fn open(&self, place: u32, number: u32) -> Option<Arc<Draft>> {
         self.with(place, |place| {
@@ -300,11 +305,13 @@ impl Tree {
         let draft = self.drafts.get(place, name)?;
         // A policy, a group or a rollback may have taken a snapshot of that
         // name since.
-        let is_snapshot = place != POLICIES
-            && self
-                .disk(place)
-                .is_ok_and(|disk| disk.snapshot(name).is_some());
-        (!is_snapshot).then(|| node_of(&draft))
+        let is_snapshot = self.has_snapshot(place, name);
+        (!is_snapshot.is_ok_and(|is_one| is_one)).then(|| node_of(&draft))
+    }
+
+    /// Whether a place where policies are written has a snapshot of that name.
+    fn has_snapshot(&self, place: u32, name: &str) -> Result<bool> {
+        Ok(place != POLICIES && self.disk(place)?.snapshot(name).is_some())
     }
 
     /// Whether a name is one of a file of policies.
@@ -415,7 +422,7 @@ impl Tree {
             }
             policy => {
                 let text = self.policy_text(policy)?;
-                let open = self.drafts.open.lock().get(&policy).and_then(Weak::upgrade);
+                let open = self.drafts.opened(policy);
                 let written = open.filter(|draft| draft.body.lock().changed);
                 let size = written.map_or(text.text.len() as u64, |draft| draft.len());
                 Ok(of(text.owner, size, time::to_system(text.modified_ns)))
@@ -435,7 +442,7 @@ impl Tree {
         let found = self.drafts.by_number(place, number).map(|(_, draft)| draft);
         // It may be a policy by now, and still be open.
         let node = Node::Draft(place, number);
-        let open = || self.drafts.open.lock().get(&node).and_then(Weak::upgrade);
+        let open = || self.drafts.opened(node);
         found
             .or_else(open)
             .ok_or_else(|| missing("file", format!("scratch file {number}")))
@@ -476,7 +483,7 @@ impl Tree {
                 what: format!("making {name}, which snapdisk makes itself"),
             });
         }
-        if place != POLICIES && self.disk(place)?.snapshot(name).is_some() {
+        if self.has_snapshot(place, name)? {
             return Err(exists());
         }
         match self.find_draft(place, name) {
@@ -619,7 +626,7 @@ impl Tree {
         if let Node::Draft(place, number) = node {
             return self.cut_draft(&*self.draft(place, number)?, size);
         }
-        let open = self.drafts.open.lock().get(&node).and_then(Weak::upgrade);
+        let open = self.drafts.opened(node);
         if let Some(draft) = open {
             return self.cut_draft(&draft, size);
         }
@@ -843,10 +850,7 @@ impl Tree {
             what: "file",
             name: to.to_owned(),
         };
-        if to == REJECTED_FILE
-            || to == LATEST
-            || (place != POLICIES && self.disk(place)?.snapshot(to).is_some())
-        {
+        if to == REJECTED_FILE || to == LATEST || self.has_snapshot(place, to)? {
             return Err(taken());
         }
         if no_replace && self.find_draft(place, to).is_some() {
@@ -952,16 +956,15 @@ impl Tree {
             } = &mut *body;
             apply(owner, modified);
         };
+        if let Node::Draft(place, number) | Node::DraftLink(place, number) = node {
+            apply_to_draft(&*self.draft(place, number)?);
+            return Ok(());
+        }
         // What is being written of a policy comes into force with its owner.
-        let open = self.drafts.open.lock().get(&node).and_then(Weak::upgrade);
-        if let Some(draft) = open {
+        if let Some(draft) = self.drafts.opened(node) {
             apply_to_draft(&draft);
         }
         match node {
-            Node::Draft(place, number) | Node::DraftLink(place, number) => {
-                apply_to_draft(&*self.draft(place, number)?);
-                Ok(())
-            }
             Node::PolicyFile(number) => self.disk(number)?.change_policy(&|policy| match policy {
                 PolicyUse::Own(text) => apply_to_text(text),
                 PolicyUse::Named { .. } => {}

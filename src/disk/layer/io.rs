@@ -374,10 +374,7 @@ impl Layer {
         self.check_readable()?;
         let first = range.start.div_ceil(BLOCK);
         let last = range.end / BLOCK;
-        if wait == Wait::No
-            && first < last
-            && !data_runs(&self.content.read(), first..last).is_empty()
-        {
+        if wait == Wait::No && first < last && self.piece_of_data(first..last).is_some() {
             return Ok(Attempt::WouldBlock);
         }
         const ZEROS: [u8; BLOCK as usize] = [0; BLOCK as usize];
